@@ -1,0 +1,322 @@
+"""Checkpoints that survive a kill, a full disk and a flipped bit, and run no code when loaded.
+
+    checkpoints/
+      step_000000123456/       one checkpoint, whole or not there at all
+        model.safetensors      one file per group of tensors
+        optimizer.safetensors
+        state.json             counters and whatever else is not a tensor
+        manifest.json          byte size and sha256 of each file above, sealed by its own sha256
+      .tmp_step_000000250000/  a save that was cut off: never read, removed by the next save
+
+A save writes and fsyncs every file of the temporary folder, the manifest last, reads all of it back against the
+hashes, fsyncs the folder, renames it, and fsyncs the parent. Only then does anything older go. So at every instant the
+newest acknowledged checkpoint is on disk under its name. Neither safetensors nor torch notices a flipped bit in a
+payload; the hashes do. A hash is no signature: whoever can write the folder can write a valid checkpoint, but tensors
+and JSON are all it can hold.
+
+`to_host` copies the tensors, `write` takes host tensors only and touches no global state, so that a writer thread can
+run it while training goes on. One process at a time saves under one root.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT = 1
+KEEP = 2  # the newest, and one older that it can fall back to
+
+_MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", ".safetensors"
+_TEMPORARY = ".tmp_"
+_STEP_NAME = re.compile(r"step_(\d{12})")
+_FILE_NAME = re.compile(r"state\.json|\w+\.safetensors", re.ASCII)
+_MANIFEST_LIMIT = 1 << 20  # bytes; a real one has some hundred
+
+
+class CheckpointError(Exception):
+    """A checkpoint that could not be saved, or none that can be trusted; the message is one line with the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` returns. Tensors are on the CPU, by group and by name; `state` is plain JSON."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Path:
+    """Saves one checkpoint and keeps the newest two. Returns its folder once it is safely on disk.
+
+    Args:
+        root: the folder of all checkpoints of one run; made if missing.
+        step: names the checkpoint and orders it among the others. If this very step is already there and intact,
+            nothing is written.
+        tensors: group -> name -> tensor, on any device, of any layout. A group may nest (a dict or a TensorDict); names
+            of nested tensors are joined by "/". Shared memory is saved once per name.
+        state: JSON. Tuples come back as lists, keys as strings.
+
+    Raises:
+        CheckpointError: it could not be written (disk full, ...). What was there before is untouched.
+    """
+    return write(root, step, to_host(tensors), state)
+
+
+def to_host(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    """Contiguous copies in host memory that share nothing with the originals nor with one another.
+
+    From CUDA each copy waits for the device.
+    """
+    return {group: _flat_copies(tree) for group, tree in tensors.items()}
+
+
+def write(root: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """`save` for tensors that `to_host` has copied. Peak memory is twice the largest group."""
+    if not 0 <= step < 10**12:
+        raise ValueError(f"step={step}: a checkpoint's step lies in [0, 10**12)")
+    path = root / f"step_{step:012d}"
+    temporary = root / f"{_TEMPORARY}{path.name}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(root)
+        if _is_intact(path):
+            return path
+        _write_files(temporary, step, host, state)
+        _verify(temporary, step)
+        _sync_folder(temporary)
+        if os.path.lexists(path):  # this step was saved before and is damaged
+            _remove(path)
+        os.rename(temporary, path)
+        _sync_folder(root)
+        with suppress(OSError):  # the new one is safe; what could not be removed now will be at the next save
+            _remove_older(root, path)
+    except (OSError, CheckpointError) as error:
+        raise CheckpointError(f"checkpoint of step {step} not saved in {root}: {error}; older ones are intact") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def load(root: Path) -> Checkpoint:
+    """The newest checkpoint of which every byte is as it was written.
+
+    A damaged one is skipped with a line on stderr that says what is wrong with it.
+
+    Raises:
+        CheckpointError: there is none, or none is intact.
+    """
+    paths = checkpoints(root)
+    for path in paths:
+        try:
+            return read(path)
+        except CheckpointError as problem:
+            print(f"warning: checkpoint {path} refused: {problem}; trying the next older one", file=sys.stderr, flush=True)
+    if paths:
+        raise CheckpointError(f"{root}: none of {len(paths)} checkpoints is intact; restore the folder from a copy")
+    raise CheckpointError(f"{root}: holds no checkpoint; the run may have ended before its first save")
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Everything under `root` that has a checkpoint's name, newest first, intact or not."""
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return []
+    return [root / name for name in sorted(names, reverse=True) if _STEP_NAME.fullmatch(name)]
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads and verifies one checkpoint folder.
+
+    Raises:
+        CheckpointError: anything about it is not as it was written.
+    """
+    name = _STEP_NAME.fullmatch(path.name)
+    if name is None:
+        raise CheckpointError(f"{path.name} is not a checkpoint's name")
+    step = int(name[1])
+    tensors: dict[str, dict[str, Tensor]] = {}
+    state: Any = None
+    with _reading(path):
+        for file, data in _verified_files(path, step):
+            if file == _STATE:
+                state = json.loads(data)
+            else:
+                tensors[file.removesuffix(_TENSORS)] = safetensors.torch.load(data)
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{_STATE} is missing or not an object")
+    return Checkpoint(path, step, tensors, state)
+
+
+def _flat_copies(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            # contiguous_format: a plain copy of a channels_last weight keeps its strides, which safetensors refuses
+            named = {prefix + key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)}
+        else:
+            named = _flat_copies(value, f"{prefix}{key}/")
+        if clash := flat.keys() & named.keys():
+            raise ValueError(f"tensors: two of them are named {min(clash)!r} once nested names are joined by '/'")
+        flat |= named
+    return flat
+
+
+def _write_files(folder: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    files = {}
+    for group, named in host.items():
+        if not _FILE_NAME.fullmatch(group + _TENSORS):
+            raise ValueError(f"tensors: group {group!r} cannot name a file; use letters, digits and _")
+        files[group + _TENSORS] = _write_file(folder / (group + _TENSORS), safetensors.torch.save(dict(named)))
+    files[_STATE] = _write_file(folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
+    _write_file(folder / _MANIFEST, _sealed({"format": FORMAT, "step": step, "files": files}))
+
+
+def _write_file(path: Path, data: bytes) -> dict[str, Any]:
+    """Writes to the disk, not just to the page cache. Returns the file's line of the manifest, hashed from memory."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest with its own hash, in the one spelling that counts as valid: no bit of it can change unseen."""
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": seal}, sort_keys=True, indent=2) + "\n").encode()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    data = _read_file(folder / _MANIFEST, limit=_MANIFEST_LIMIT)
+    manifest = json.loads(data)
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{_MANIFEST} is not an object")
+    manifest.pop("sha256", None)
+    if _sealed(manifest) != data:
+        raise CheckpointError(f"{_MANIFEST} does not match its own hash")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"format {manifest.get('format')} is not {FORMAT}, the one this version of fastdqn reads")
+    return manifest
+
+
+def _verified_files(folder: Path, step: int) -> Iterator[tuple[str, bytes]]:
+    """Each file's name and bytes, refused unless they are exactly those of the manifest.
+
+    The bytes that were hashed are the bytes that are parsed, so nothing can be swapped in between.
+    """
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise CheckpointError("is a symlink or no folder")
+    manifest = _read_manifest(folder)
+    if manifest["step"] != step:
+        raise CheckpointError(f"{_MANIFEST} is of step {manifest['step']}")
+    files = manifest["files"]
+    for name in files:
+        if not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{_MANIFEST} names {name!r}, which is no file of a checkpoint")
+    present = set(os.listdir(folder)) - {_MANIFEST}
+    if foreign := present - files.keys():
+        raise CheckpointError(f"{min(foreign)!r} is not in {_MANIFEST}")
+    if missing := files.keys() - present:
+        raise CheckpointError(f"{min(missing)} is missing")
+    for name, expected in files.items():
+        data = _read_file(folder / name, limit=expected["bytes"])
+        if len(data) != expected["bytes"]:
+            raise CheckpointError(f"{name} has {len(data)} bytes instead of {expected['bytes']}")
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise CheckpointError(f"{name} does not match its hash")
+        yield name, data
+
+
+def _read_file(path: Path, *, limit: int) -> bytes:
+    """The bytes of a regular file. A symlink is not followed, a pipe not waited for, a larger file not read."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path.name} is no regular file")
+        if status.st_size > limit:
+            raise CheckpointError(f"{path.name} has {status.st_size} bytes instead of {limit}")
+        return file.read()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged or hostile folder makes the parsers raise, as a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        name = Path(error.filename).name if error.filename else path.name
+        raise CheckpointError(f"{name} cannot be read ({error.strerror}; symlinks are not followed)") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"cannot be parsed ({type(error).__name__}: {error})".replace("\n", " ")) from error
+
+
+def _verify(folder: Path, step: int) -> None:
+    with _reading(folder):
+        for _ in _verified_files(folder, step):
+            pass
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        _verify(path, int(path.name.removeprefix("step_")))
+    except CheckpointError:
+        return False
+    return True
+
+
+def _remove_older(root: Path, newest: Path) -> None:
+    """Keeps `newest` and the newest other one that still verifies, so that there is always one to fall back to."""
+    kept = 1
+    for path in checkpoints(root):
+        if path == newest or path.is_symlink():  # a link is not of our making: load refuses it, save leaves it alone
+            continue
+        if kept < KEEP and _is_intact(path):
+            kept += 1
+        else:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A kill halfway leaves a temporary name, not half a checkpoint."""
+    doomed = path.with_name(f"{_TEMPORARY}old_{path.name}")
+    os.rename(path, doomed)
+    _delete(doomed)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for name in os.listdir(root):
+        if name.startswith(_TEMPORARY):
+            _delete(root / name)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable: fsync of a file does not cover its entry."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

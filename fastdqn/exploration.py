@@ -1,0 +1,24 @@
+"""Schedules and epsilon-greedy action choice. B envs, A actions."""
+
+import torch
+from torch import Tensor
+
+from fastdqn import rng
+
+
+def linear_epsilon(env_steps: int, *, learning_starts: int, decay_steps: int, final: float) -> float:
+    """1 until learning starts, then a straight line to `final` over `decay_steps` env steps, then `final`."""
+    progress = min(max(env_steps - learning_starts, 0) / decay_steps, 1.0) if decay_steps > 0 else 1.0
+    return 1.0 + progress * (final - 1.0) if env_steps > learning_starts else 1.0
+
+
+def epsilon_greedy(q_BA: Tensor, epsilon: Tensor, key: int, counter: Tensor) -> Tensor:
+    """One coin and one random action per env: random with probability epsilon, else argmax Q. int64 [B]
+
+    The coins are independent across the batch; one draw for the whole batch would make all envs explore in step.
+    `epsilon` and `counter` are 0-d tensors on the device of `q_BA`; the caller advances the counter.
+    """
+    num_envs, num_actions = q_BA.shape
+    lane_2B = torch.arange(2 * num_envs, device=q_BA.device)
+    coin_B, choice_B = rng.bits(key, counter, lane_2B).view(2, num_envs)
+    return torch.where(rng.uniform(coin_B) < epsilon, rng.below(choice_B, num_actions), q_BA.argmax(dim=1))

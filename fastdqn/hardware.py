@@ -1,0 +1,100 @@
+"""What this machine is and can do: device, bf16, compiler, cores. Nothing here decides silently; the plan prints it."""
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself, with the marks of the instruction sets that matter here."""
+    name, flags = platform.processor() or platform.machine(), _cpu_flags()
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    marks = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(marks)})" if marks else name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is native on the device; elsewhere it is emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile can build its kernels: Triton on CUDA, a C++ compiler on CPU."""
+    if device.type == "cuda":
+        return True
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+
+
+def nvidia_without_cuda() -> str | None:
+    """One line when the machine has an NVIDIA device that this torch cannot use, else None."""
+    seen = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
+    if not seen or torch.cuda.is_available():
+        return None
+    build = "is a CPU build" if torch.version.cuda is None else f"is built for CUDA {torch.version.cuda}"
+    return f"this machine has an NVIDIA device, but torch {torch.__version__} {build} and cannot use it; training on the CPU"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, GPU and commit: what environment.json records."""
+    packages = ("torch", "envpool", "numpy", "tensordict", "fastdqn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "commit": commit(),
+        **{name: _version(name) for name in packages},
+    }
+
+
+def commit() -> str | None:
+    """The commit of this checkout, marked `+changes` when files differ; FASTDQN_COMMIT where there is no .git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return os.environ.get("FASTDQN_COMMIT")
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("FASTDQN_COMMIT")
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _cpu_flags() -> set[str]:
+    for line in _cpuinfo():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()

@@ -1,0 +1,144 @@
+"""What is counted and where it goes: episodes on the host, losses on the device, one transfer per log period.
+
+Tags in `metrics.jsonl` follow CleanRL (`charts/episodic_return`, `charts/SPS`, `losses/td_loss`, `losses/q_values`), so
+that existing plotting tools read them. `global_step` is in env steps; `frames` stands beside it.
+"""
+
+import csv
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run at one moment: what the dashboard draws and what a status line says."""
+
+    run_name: str
+    env: str
+    preset: str
+    frames: int  # emulator frames
+    total_frames: int
+    env_steps: int  # decisions
+    updates: int
+    episodes: int
+    wall_seconds: float
+    frames_per_second_10s: float
+    frames_per_second_60s: float
+    eta_seconds: float | None
+    score_mean_100: float | None  # mean raw score of the last 100 finished games
+    epsilon: float
+    loss: float | None
+    q_mean: float | None
+    phase_seconds: dict[str, float]  # cumulative host time in: env, act, append, learn, log
+    memory_bytes: int  # resident
+    gpu_memory_bytes: int | None
+
+
+class EpisodeTracker:
+    """Scores and lengths of the games, per env, from the unclipped score.
+
+    Both restart at a reset row, so a score never leaks across a truncation.
+    """
+
+    def __init__(self, num_envs: int, path: Path | None = None) -> None:
+        self.score_N = np.zeros(num_envs)
+        self.length_N = np.zeros(num_envs, np.int64)
+        self.episodes = 0
+        self.last_100: deque[float] = deque(maxlen=100)
+        self._file = None if path is None else path.open("a", newline="")
+        self._csv = None if self._file is None else csv.writer(self._file)
+        if self._csv is not None:
+            self._csv.writerow(["r", "l", "t", "env_steps", "env_id", "truncated"])
+        self._started = time.perf_counter()
+
+    def add(self, env_id: np.ndarray, score: np.ndarray, first: np.ndarray, terminated: np.ndarray,
+            truncated: np.ndarray, env_steps: int) -> None:  # fmt: skip
+        """Counts one group of rows; all arrays [B], `env_steps` the run's total after this group."""
+        self.score_N[env_id] = np.where(first, 0.0, self.score_N[env_id] + score)
+        self.length_N[env_id] = np.where(first, 0, self.length_N[env_id] + 1)
+        done = terminated | truncated
+        if not done.any():
+            return
+        for env, cut in zip(env_id[done], truncated[done], strict=True):
+            self.episodes += 1
+            self.last_100.append(float(self.score_N[env]))
+            if self._csv is not None:
+                seconds = round(time.perf_counter() - self._started, 3)
+                self._csv.writerow([float(self.score_N[env]), int(self.length_N[env]), seconds, env_steps, int(env), int(cut)])
+
+    @property
+    def score_mean_100(self) -> float | None:
+        return float(np.mean(self.last_100)) if self.last_100 else None
+
+    @property
+    def length_mean(self) -> float:
+        return float(self.length_N.mean())
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class PhaseTimer:
+    """Host seconds per phase. On a GPU "learn" is the time to queue the work, and waiting for it shows up under "act"."""
+
+    def __init__(self, *names: str) -> None:
+        self.seconds = dict.fromkeys(names, 0.0)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+
+class RateWindow:
+    """A counter's rate per second over the last `seconds` seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._points: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, count: int) -> float:
+        self._points.append((now, count))
+        while len(self._points) > 2 and now - self._points[1][0] >= self._seconds:
+            self._points.popleft()
+        (then, before), (_, after) = self._points[0], self._points[-1]
+        return (after - before) / (now - then) if now > then else 0.0
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one object per log period."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process in bytes (Linux; 0 where /proc is missing)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * 4096

@@ -1,0 +1,51 @@
+"""When things are due, as exact functions of env steps.
+
+Nothing here counts groups or calls `step % period == 0`: a group of B envs moves the clock by up to B env steps at once,
+and a period that B does not divide would fire late or never. Instead each event has an exact due step, in rational
+arithmetic, and a group runs the events whose step it crossed, in order. So `num_envs` changes speed, not the algorithm.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import floor
+from typing import Literal
+
+Event = Literal["update", "sync"]
+
+
+class LearningSchedule:
+    """Updates and target syncs, counted from the learning start.
+
+    The k-th update (k = 1, 2, ...) is due at env step learning_starts + ceil(k * batch_size / replay_ratio): from the
+    learning start on, `replay_ratio` transitions are sampled per transition generated. The k-th target sync is due at
+    env step learning_starts + k * target_update_period. On a tie the update comes first.
+    """
+
+    def __init__(
+        self, *, learning_starts: int, batch_size: int, replay_ratio: float, target_update_period: int
+    ) -> None:
+        self.learning_starts = learning_starts
+        self.target_update_period = target_update_period
+        # Fraction(str(x)) is the decimal the user typed: 0.1 is 1/10, not its nearest binary fraction
+        self.updates_per_step = Fraction(str(replay_ratio)) / batch_size
+
+    def updates(self, env_steps: int) -> int:
+        """Updates due up to and including this env step."""
+        return floor(max(env_steps - self.learning_starts, 0) * self.updates_per_step)
+
+    def syncs(self, env_steps: int) -> int:
+        """Target syncs due up to and including this env step."""
+        return max(env_steps - self.learning_starts, 0) // self.target_update_period
+
+    def events(self, before: int, after: int) -> Iterator[Event]:
+        """The events due in env steps before < step <= after, in env-step order, update before sync on a tie."""
+        update, last_update = self.updates(before), self.updates(after)
+        for sync in range(self.syncs(before) + 1, self.syncs(after) + 1):
+            until = self.updates(self.learning_starts + sync * self.target_update_period)
+            while update < until:
+                update += 1
+                yield "update"
+            yield "sync"
+        while update < last_update:
+            update += 1
+            yield "update"

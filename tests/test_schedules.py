@@ -1,0 +1,78 @@
+"""The clock of learning against a scalar simulation that takes one env step at a time."""
+
+from bisect import bisect_right
+from fractions import Fraction
+
+import pytest
+
+from fastdqn.exploration import linear_epsilon
+from fastdqn.schedules import LearningSchedule
+
+STARTS, END = 1_000, 3_500
+
+
+def scalar_simulation(schedule: LearningSchedule, batch_size: int, replay_ratio: str) -> list[tuple[int, str]]:
+    """(env step, event) with one env: a credit counter that earns `replay_ratio` transitions a step."""
+    events, credit, since_sync = [], Fraction(0), 0
+    for env_step in range(1, END + 1):
+        if env_step <= schedule.learning_starts:
+            continue
+        credit += Fraction(replay_ratio)
+        while credit >= batch_size:
+            credit -= batch_size
+            events.append((env_step, "update"))
+        since_sync += 1
+        if since_sync == schedule.target_update_period:
+            since_sync = 0
+            events.append((env_step, "sync"))
+    return events
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "replay_ratio", "period"),
+    [(32, "8", 1_000), (256, "8", 997), (64, "4", 16), (32, "0.1", 500), (3, "7", 1), (7, "2.3", 250), (1, "1", 1)],
+)
+def test_every_num_envs_runs_the_scalar_simulations_events_in_its_order(
+    batch_size: int, replay_ratio: str, period: int
+) -> None:
+    schedule = LearningSchedule(
+        learning_starts=STARTS, batch_size=batch_size, replay_ratio=float(replay_ratio), target_update_period=period
+    )
+    expected = scalar_simulation(schedule, batch_size, replay_ratio)
+    due_steps = [step for step, _ in expected]
+    for num_envs in range(1, 258):
+        group_ends = [*range(num_envs, END, num_envs), END]
+        events, before = [], 0
+        for after in group_ends:
+            events.extend(schedule.events(before, after))
+            owed = bisect_right(due_steps, after)
+            assert len(events) == owed, f"num_envs={num_envs}: an event ran before or after the group that owes it"
+            before = after
+        assert events == [event for _, event in expected]
+
+
+def test_update_comes_before_sync_on_a_tie() -> None:
+    schedule = LearningSchedule(learning_starts=0, batch_size=4, replay_ratio=1.0, target_update_period=4)
+    assert list(schedule.events(0, 8)) == ["update", "sync", "update", "sync"]
+
+
+def test_nothing_is_due_before_learning_starts() -> None:
+    schedule = LearningSchedule(learning_starts=100, batch_size=1, replay_ratio=1.0, target_update_period=1)
+    assert list(schedule.events(0, 100)) == []
+    assert list(schedule.events(100, 101)) == ["update", "sync"]
+
+
+def test_a_decimal_replay_ratio_is_exact_over_ten_million_steps() -> None:
+    schedule = LearningSchedule(learning_starts=0, batch_size=1, replay_ratio=0.1, target_update_period=10)
+    assert schedule.updates(10_000_000) == 1_000_000
+
+
+def test_target_cadence_is_the_period_and_not_the_nearest_multiple_of_the_group() -> None:
+    schedule = LearningSchedule(learning_starts=0, batch_size=32, replay_ratio=0.0, target_update_period=1_000)
+    syncs = sum(1 for before in range(0, 960_000, 64) for _ in schedule.events(before, before + 64))
+    assert syncs == 960  # counting in groups of 64 would give 1,000
+
+
+def test_epsilon_is_one_until_learning_starts_then_falls_linearly_to_its_end() -> None:
+    values = [linear_epsilon(step, learning_starts=100, decay_steps=200, final=0.1) for step in (0, 100, 200, 300, 999)]
+    assert values == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])
