@@ -51,9 +51,23 @@ class Learner:
         self.explore_counter = torch.zeros((), dtype=torch.int64, device=device)
         # sums since the last `read_metrics`: loss, mean Q(s, a), gradient norm, updates
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.compiled = compile
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
         self._q_values = torch.compile(self.q_values, **options) if compile else self.q_values
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return getattr(self.online, "compute_dtype", self._params[0].dtype)
+
+    def warm_up(self, obs: Tensor, batch_size: int) -> None:
+        """Compiles both functions on `obs` [B, ...] of the shape that `act` will see. Changes no weight and no counter."""
+        with torch.no_grad():
+            self._q_values(obs)
+        batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
+        zeros_N = torch.zeros(batch_size, device=obs.device)
+        loss, _ = self._loss(batch_obs, zeros_N.long(), zeros_N, zeros_N, batch_obs.clone(), zeros_N)
+        torch.autograd.grad(loss, self._params)
 
     def q_values(self, obs: Tensor) -> Tensor:
         """Q(s, .) of the online network. float32 [B, A]"""

@@ -1,0 +1,142 @@
+"""The games by name, their published scores, and the other tasks that go through the same pipeline. No envpool here."""
+
+import difflib
+import re
+from typing import NamedTuple
+
+# The 104 Atari games whose ROMs EnvPool ships.
+GAMES = """
+Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath
+BattleZone BeamRider Berzerk Blackjack Bowling Boxing Breakout Carnival Casino Centipede ChopperCommand
+CrazyClimber Crossbow Darkchambers Defender DemonAttack DonkeyKong DoubleDunk Earthworld ElevatorAction Enduro
+Entombed Et FishingDerby FlagCapture Freeway Frogger Frostbite Galaxian Gopher Gravitar Hangman HauntedHouse
+Hero HumanCannonball IceHockey Jamesbond JourneyEscape Kaboom Kangaroo KeystoneKapers KingKong Klax Koolaid
+Krull KungFuMaster LaserGates LostLuggage MarioBros MiniatureGolf MontezumaRevenge MrDo MsPacman NameThisGame
+Othello Pacman Phoenix Pitfall Pitfall2 Pong Pooyan PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest
+SirLancelot Skiing Solaris SpaceInvaders SpaceWar StarGunner Superman Surround Tennis Tetris TicTacToe3d
+TimePilot Trondead Turmoil Tutankham UpNDown Venture VideoCheckers VideoChess VideoCube VideoPinball WizardOfWor
+WordZapper YarsRevenge Zaxxon
+""".split()
+
+# Other EnvPool tasks with discrete actions and vector observations.
+VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
+
+# FIRE is action 1 of a game's minimal action set (read off ale-py 0.12.1's getMinimalActionSet), except in these:
+_FIRE_IS_ACTION_0 = frozenset({"Backgammon", "VideoCheckers"})
+_NO_FIRE = frozenset(
+    "Asterix CrazyClimber Freeway Frogger JourneyEscape Koolaid KungFuMaster LostLuggage MsPacman Pacman Skiing Surround"
+    " Tutankham".split()
+)
+
+# Random play and a professional human tester, no-op starts, 30 minutes at most: Wang et al. 2016 (arXiv 1511.06581),
+# as carried by google-deepmind/dqn_zoo, atari_data.py.
+RANDOM_AND_HUMAN_SCORES = {
+    "Alien": (227.8, 7127.7),
+    "Amidar": (5.8, 1719.5),
+    "Assault": (222.4, 742.0),
+    "Asterix": (210.0, 8503.3),
+    "Asteroids": (719.1, 47388.7),
+    "Atlantis": (12850.0, 29028.1),
+    "BankHeist": (14.2, 753.1),
+    "BattleZone": (2360.0, 37187.5),
+    "BeamRider": (363.9, 16926.5),
+    "Berzerk": (123.7, 2630.4),
+    "Bowling": (23.1, 160.7),
+    "Boxing": (0.1, 12.1),
+    "Breakout": (1.7, 30.5),
+    "Centipede": (2090.9, 12017.0),
+    "ChopperCommand": (811.0, 7387.8),
+    "CrazyClimber": (10780.5, 35829.4),
+    "Defender": (2874.5, 18688.9),
+    "DemonAttack": (152.1, 1971.0),
+    "DoubleDunk": (-18.6, -16.4),
+    "Enduro": (0.0, 860.5),
+    "FishingDerby": (-91.7, -38.7),
+    "Freeway": (0.0, 29.6),
+    "Frostbite": (65.2, 4334.7),
+    "Gopher": (257.6, 2412.5),
+    "Gravitar": (173.0, 3351.4),
+    "Hero": (1027.0, 30826.4),
+    "IceHockey": (-11.2, 0.9),
+    "Jamesbond": (29.0, 302.8),
+    "Kangaroo": (52.0, 3035.0),
+    "Krull": (1598.0, 2665.5),
+    "KungFuMaster": (258.5, 22736.3),
+    "MontezumaRevenge": (0.0, 4753.3),
+    "MsPacman": (307.3, 6951.6),
+    "NameThisGame": (2292.3, 8049.0),
+    "Phoenix": (761.4, 7242.6),
+    "Pitfall": (-229.4, 6463.7),
+    "Pong": (-20.7, 14.6),
+    "PrivateEye": (24.9, 69571.3),
+    "Qbert": (163.9, 13455.0),
+    "Riverraid": (1338.5, 17118.0),
+    "RoadRunner": (11.5, 7845.0),
+    "Robotank": (2.2, 11.9),
+    "Seaquest": (68.4, 42054.7),
+    "Skiing": (-17098.1, -4336.9),
+    "Solaris": (1236.3, 12326.7),
+    "SpaceInvaders": (148.0, 1668.7),
+    "StarGunner": (664.0, 10250.0),
+    "Surround": (-10.0, 6.5),
+    "Tennis": (-23.8, -8.3),
+    "TimePilot": (3568.0, 5229.2),
+    "Tutankham": (11.4, 167.6),
+    "UpNDown": (533.4, 11693.2),
+    "Venture": (0.0, 1187.5),
+    "VideoPinball": (16256.9, 17667.9),
+    "WizardOfWor": (563.5, 4756.5),
+    "YarsRevenge": (3092.9, 54576.9),
+    "Zaxxon": (32.5, 9173.3),
+}
+
+
+class EnvName(NamedTuple):
+    """What a spelling of an environment means."""
+
+    canonical: str  # EnvPool's id, "Breakout-v5"
+    game: str  # "Breakout"
+    is_atari: bool
+    sticky_actions: float | None  # what the spelling implies, None where it implies nothing
+    note: str  # what to tell the user about it, or ""
+
+
+def parse_env(name: str) -> EnvName:
+    """Understands `Breakout`, `breakout`, `Breakout-v5`, `BreakoutNoFrameskip-v4`, `ALE/Breakout-v5`, `space_invaders`.
+
+    Raises:
+        ValueError: unknown; names the three nearest.
+    """
+    for task in VECTOR_TASKS:
+        if name.lower() in (task.lower(), task.split("-")[0].lower()):
+            return EnvName(task, task.split("-")[0], False, None, "")
+    stem = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", name.removeprefix("ALE/"))
+    game = {known.lower(): known for known in GAMES}.get(stem.replace("_", "").lower())
+    if game is None:
+        raise ValueError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
+    if name.startswith("ALE/"):
+        note = f"{name} implies sticky actions 0.25 (Machado et al. 2018)"
+        return EnvName(f"{game}-v5", game, True, 0.25, note)
+    return EnvName(f"{game}-v5", game, True, None, "")
+
+
+def fire_action(game: str, *, full_action_set: bool) -> int | None:
+    """The index of FIRE among the game's actions, None where there is none."""
+    if full_action_set:
+        return 1
+    if game not in GAMES or game in _NO_FIRE:
+        return None
+    return 0 if game in _FIRE_IS_ACTION_0 else 1
+
+
+def human_normalized_score(game: str, score: float) -> float | None:
+    """(score - random) / (human - random); None where no human score is published."""
+    if game not in RANDOM_AND_HUMAN_SCORES:
+        return None
+    random, human = RANDOM_AND_HUMAN_SCORES[game]
+    return (score - random) / (human - random)
+
+
+def _nearest(name: str) -> list[str]:
+    known = {candidate.lower(): candidate for candidate in (*GAMES, *VECTOR_TASKS)}
+    return [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.0)]

@@ -1,0 +1,143 @@
+"""argv -> Config -> one command. No tensors here: `--help` imports neither torch nor envpool."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastdqn.config import Config, UsageError, load_preset
+
+USAGE = """usage: fastdqn COMMAND [flags]
+
+commands:
+  train   train an agent              fastdqn train --num-envs 64
+  eval    play games with an agent    fastdqn eval runs/Breakout__fast__s1__...
+
+fastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
+"""
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Plays games with a trained agent under a stated protocol."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder."""
+    episodes: int = 100
+    """Games to count, a fixed quota per env so that short games are not favoured."""
+    epsilon: float | None = None
+    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
+    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
+    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
+    num_envs: int = 0
+    """Games played at once; 0: one per game to count, at most 64."""
+    seed: int = 1
+    """Seed of the games and of the exploration; never shared with training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the process's exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    commands = {"train": _train, "eval": _eval}
+    if command not in commands:
+        print(f"error: {command}: no such command; the commands are {', '.join(commands)}", file=sys.stderr)
+        return 2
+    try:
+        return commands[command](rest)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(argv: list[str]) -> int:
+    config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn train")
+    config.resolved()  # refuses before torch is imported
+    from fastdqn.trainer import train
+
+    result = train(config, ["fastdqn", "train", *argv])
+    if config.json:
+        print(json.dumps(result.summary))
+    return result.exit_code
+
+
+def _eval(argv: list[str]) -> int:
+    flags = _parse(EvalFlags, argv, default=None, prog="fastdqn eval")
+    from pathlib import Path
+
+    from fastdqn.checkpoint import CheckpointError
+    from fastdqn.evaluation import evaluate, format_result
+
+    try:
+        result = evaluate(
+            Path(flags.run),
+            episodes=flags.episodes,
+            epsilon=flags.epsilon,
+            protocol=flags.protocol,
+            num_envs=flags.num_envs,
+            seed=flags.seed,
+            device=flags.device,
+        )
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(format_result(result), file=sys.stderr if flags.json else sys.stdout)
+    if flags.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _preset(argv: list[str]) -> str:
+    """The value of --preset, wherever it stands: its values are the defaults of every other flag."""
+    for index, word in enumerate(argv):
+        if word == "--preset" and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith("--preset="):
+            return word.partition("=")[2]
+    return Config.preset
+
+
+def _parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
+    counts = {field.name.replace("_", "-") for field in fields(kind) if field.type in (int, int | None)}
+    return tyro.cli(
+        kind,
+        args=_expand_counts(argv, counts),
+        prog=prog,
+        **({} if default is None else {"default": default}),
+    )
+
+
+_COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?|\d[\d_]*(?:\.\d+)?e\d+)([kMB]?)", re.IGNORECASE)
+
+
+def _expand_counts(argv: list[str], counts: set[str]) -> list[str]:
+    """Writes 40M, 250k and 1e6 out in digits after the flags that count something; anything else is left as it is."""
+    expanded, counting = [], False
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            counting = flag[2:].replace("_", "-") in counts
+            expanded.append(f"{flag}={_digits(value)}" if counting and equals else word)
+        else:
+            expanded.append(_digits(word) if counting else word)
+            counting = False
+    return expanded
+
+
+def _digits(text: str) -> str:
+    match = _COUNT.fullmatch(text)
+    if match is None:
+        return text
+    value = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
+    return str(int(value)) if value.is_integer() else text

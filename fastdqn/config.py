@@ -1,0 +1,280 @@
+"""One flat frozen dataclass owns every default; presets are TOML files of what differs; errors that teach.
+
+Units: an env step is one decision of one env, a frame is an emulator frame (4 per env step on Atari).
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from fastdqn.atari import EnvName, parse_env
+
+
+class UsageError(ValueError):
+    """A value that cannot work: one line with the field, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a deep Q-network. Counts take 40M, 250k, 1e6."""
+
+    env: str = "Breakout"
+    """Game or task, in any spelling: Breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5 (sticky actions), CartPole-v1."""
+    preset: str = "fast"
+    """Named set of defaults that flags override: fast, quick, catch, cartpole."""
+    num_envs: int = 64
+    """Games played at once [N]. Changes speed, not the algorithm."""
+    total_frames: int = 40_000_000
+    """Emulator frames to train for; an env step is 4 on Atari, 1 elsewhere. CleanRL's Atari runs: 40M."""
+    seed: int = 1
+    """Seed of the run; every stream of randomness is hashed from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the ring and the networks live; auto takes CUDA where this torch has it."""
+
+    replay_capacity: int = 1_000_000
+    """Frames in the replay ring, stored once each, 7,056 bytes on Atari. Mnih et al. 2015: 1M."""
+    replay_ratio: float = 8.0
+    """Transitions sampled per transition generated. Mnih et al. 2015: 32 every 4 env steps = 8."""
+    batch_size: int = 256
+    """Transitions per update [B]; larger batches mean fewer updates at the same replay ratio."""
+    learning_starts: int = 20_000
+    """Env steps before the first update. Hessel et al. 2018 (Rainbow): 20k."""
+    n_step: int = 3
+    """Steps of the return [n]. Hessel et al. 2018: 3."""
+    gamma: float = 0.99
+    """Discount factor [γ] per env step. Mnih et al. 2015: 0.99."""
+    reward_clip: bool = True
+    """Clamp rewards to [-1, 1] for learning; scores stay unclipped. Mnih et al. 2015."""
+    life_loss_terminal: bool = True
+    """A lost life ends the return, the game goes on. Mnih et al. 2015."""
+
+    learning_rate: float = 2.5e-4
+    """Adam step size [α]."""
+    adam_eps: float = 1.5e-4
+    """Adam's epsilon. Hessel et al. 2018: 1.5e-4."""
+    max_grad_norm: float = 10.0
+    """Global gradient norm above which gradients are scaled down; 0 = never. Wang et al. 2016: 10."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Of the TD error [δ]: huber clips its gradient to [-1, 1] (Mnih et al. 2015), mse does not."""
+    double: bool = True
+    """Choose the next action with the online network. Van Hasselt et al. 2016."""
+    target_update_period: int = 8_000
+    """Env steps between copies of the online into the target network [C]. Hessel et al. 2018: 8k (32k frames)."""
+
+    epsilon_end: float = 0.01
+    """Final share of random actions [ε]. Hessel et al. 2018 and Dopamine: 0.01."""
+    epsilon_decay_steps: int = 250_000
+    """Env steps from the learning start over which epsilon falls from 1 to its end. Dopamine: 250k."""
+
+    encoder: Literal["auto", "nature", "mlp"] = "auto"
+    """nature: the 3 convolutions of Mnih et al. 2015; mlp: 2 hidden layers; auto: nature for images, mlp for vectors."""
+    hidden_size: int = 512
+    """Units of the hidden layers. Mnih et al. 2015: 512."""
+    frame_stack: int = 4
+    """Frames in an observation; 1 for vector tasks. Mnih et al. 2015: 4."""
+
+    frame_skip: int = 4
+    """Emulator frames per env step on Atari, the last two max-pooled. Mnih et al. 2015: 4."""
+    sticky_actions: float | None = None
+    """Probability that the emulator repeats the last action. Machado et al. 2018: 0.25. None: 0.25 for ALE/ names, else 0."""
+    full_action_set: bool = False
+    """All 18 actions instead of the game's own. Machado et al. 2018."""
+    noop_max: int = 30
+    """Random no-ops at the start of a game, at most. Mnih et al. 2015: 30."""
+    max_episode_steps: int | None = None
+    """Env steps after which a game is cut. None: 27k on Atari (108k frames, 30 minutes), the task's own elsewhere."""
+    fire_after_life_loss: Literal["auto", "on", "off"] = "auto"
+    """Execute FIRE after a lost life, and store it: Breakout stands still otherwise. auto: where the game has FIRE."""
+
+    deterministic: bool = False
+    """One synchronous pool and deterministic kernels: the same seed gives the same weights, bit for bit, but slower."""
+    compile: bool = True
+    """torch.compile the network and the loss; --no-compile runs the same functions eagerly."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the networks (weights stay float32); auto: bf16 where the processor has it."""
+    env_threads: int = 0
+    """EnvPool's threads; 0: chosen from the cores."""
+    torch_threads: int = 0
+    """PyTorch's CPU threads; 0: chosen from the cores."""
+
+    checkpoint_period_frames: int = 4_000_000
+    """Frames between checkpoints; one is always written at the end."""
+    run_dir: str = ""
+    """The run's own folder, made if missing. Empty: runs/{game}__{preset}__s{seed}__{time}."""
+    ui: Literal["auto", "live", "plain", "quiet"] = "auto"
+    """live: a panel; plain: a line every 10 s; quiet: errors only; auto: live on a terminal, else plain."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+    @cached_property
+    def name(self) -> EnvName:
+        try:
+            return parse_env(self.env)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    @property
+    def action_repeat(self) -> int:
+        """Frames per env step."""
+        return self.frame_skip if self.name.is_atari else 1
+
+    @property
+    def total_env_steps(self) -> int:
+        """Env steps of the whole run, rounded up."""
+        return -(-self.total_frames // self.action_repeat)
+
+    def resolved(self) -> tuple["Config", list[str]]:
+        """This config with every None and every spelling settled, and one note for each thing that was derived.
+
+        Raises:
+            UsageError: a value that cannot work, or a combination.
+        """
+        notes, changes = [], {"env": self.name.canonical}
+        if self.sticky_actions is None:
+            changes["sticky_actions"] = self.name.sticky_actions or 0.0
+            if self.name.note:
+                notes.append(self.name.note)
+        if not self.name.is_atari:
+            if self.frame_stack != 1:
+                changes["frame_stack"] = 1
+                notes.append(f"frame_stack {self.frame_stack} -> 1: {self.name.canonical} has vector observations")
+            if self.encoder == "nature":
+                raise UsageError(f"encoder=nature: {self.name.canonical} has vector observations; use mlp or auto")
+        elif self.encoder == "mlp":
+            raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature or auto")
+        if self.encoder == "auto":
+            changes["encoder"] = "nature" if self.name.is_atari else "mlp"
+        if self.max_episode_steps is None and self.name.is_atari:
+            changes["max_episode_steps"] = 27_000
+        config = replace(self, **changes)
+        config._validate()
+        return config, notes
+
+    def _validate(self) -> None:
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            if value is not None and not low <= value <= high:  # NaN fails this too
+                raise UsageError(f"{field}={value}: give a number from {low:g} to {high:g}")
+        rows = self.frame_stack + self.n_step + 1
+        if self.learning_starts < self.num_envs * rows:
+            raise UsageError(
+                f"learning_starts={self.learning_starts}: {self.num_envs} envs need {rows} rows each before the first "
+                f"sample; use at least {self.num_envs * rows}"
+            )
+        if self.replay_capacity < self.num_envs * (rows + 1):
+            raise UsageError(
+                f"replay_capacity={self.replay_capacity}: {self.num_envs} envs need {rows + 1} rows each; "
+                f"use at least {self.num_envs * (rows + 1)}"
+            )
+
+    def to_toml(self) -> str:
+        """The config as TOML that `load` reads back equal; a None is left out."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return "".join(f"{name} = {_toml(value)}\n" for name, value in values if value is not None)
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Reads a run's config.toml.
+
+        Raises:
+            UsageError: unreadable, not TOML, or a key or type that a Config does not have.
+        """
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read ({error}); name a run's config.toml") from None
+        return cls().updated(_parse(text, str(path)), str(path))
+
+    def updated(self, values: Mapping[str, Any], source: str) -> "Config":
+        """This config with `values` from `source` put in, names and types checked."""
+        known = {field.name: field.type for field in fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise UsageError(f"{source}: unknown field {name}; did you mean {near}?")
+            if not _matches(known[name], value):
+                raise UsageError(f"{source}: {name}={value!r} has the wrong type; see fastdqn train --help")
+        floats = {name: float(value) for name, value in values.items() if known[name] in (float, float | None)}
+        return replace(self, **{**values, **floats})
+
+
+_INT31 = 2**31 - 1
+# inclusive ranges of what a field may be
+_RANGES: dict[str, tuple[float, float]] = {
+    "num_envs": (1, 4096),
+    "total_frames": (1, 10**12),
+    "seed": (0, 2**63 - 1),
+    "replay_capacity": (1, 10**10),
+    "replay_ratio": (0, 10_000),
+    "batch_size": (1, 60_000),
+    "learning_starts": (1, 10**12),
+    "n_step": (1, 100),
+    "gamma": (0, 1),
+    "learning_rate": (1e-12, 10),
+    "adam_eps": (1e-12, 1),
+    "max_grad_norm": (0, 1e9),
+    "target_update_period": (1, 10**12),
+    "epsilon_end": (0, 1),
+    "epsilon_decay_steps": (0, 10**12),
+    "hidden_size": (1, 65_536),
+    "frame_stack": (1, 8),
+    "frame_skip": (1, 60),
+    "sticky_actions": (0, 1),
+    "noop_max": (1, 1_000),
+    "max_episode_steps": (1, _INT31),
+    "env_threads": (0, 1_024),
+    "torch_threads": (0, 1_024),
+    "checkpoint_period_frames": (1, 10**12),
+}
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    folder = resources.files("fastdqn") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> Config:
+    """The defaults with a preset's values put in.
+
+    Raises:
+        UsageError: no such preset; names the nearest ones.
+    """
+    names = preset_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        raise UsageError(f"preset={name}: no such preset; the nearest are {', '.join(near)}")
+    text = (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text()
+    return Config(preset=name).updated(_parse(text, f"preset {name}"), f"preset {name}")
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not TOML ({error})") from None
+
+
+def _matches(kind: Any, value: Any) -> bool:
+    if kind in (int, int | None):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (float, float | None):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    return value in kind.__args__  # a Literal
+
+
+def _toml(value: bool | int | float | str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in value)
+        return f'"{escaped}"'
+    return repr(value)  # repr of a float reads back exactly

@@ -1,0 +1,145 @@
+"""What a person sees of a run: a live panel on a terminal, one greppable line every 10 s without.
+
+The training loop itself calls `update`; there is no refresh thread, because one refresh costs 9 ms of the GIL and the
+emulator's host thread would pay for it at random moments.
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fastdqn.metrics import Snapshot
+
+
+class Dashboard:
+    """Draws snapshots.
+
+    Args:
+        mode: "live", "plain", "quiet", or "auto": live on a terminal, else plain.
+        stream: where to; stderr when stdout must end with a JSON object.
+        live_seconds, plain_seconds: shortest time between two panels, two lines.
+    """
+
+    def __init__(
+        self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
+    ) -> None:
+        stream = stream or sys.stdout
+        self.mode = ("live" if stream.isatty() else "plain") if mode == "auto" else mode
+        self._console = Console(file=stream, highlight=False, soft_wrap=self.mode == "plain")
+        self._period = live_seconds if self.mode == "live" else plain_seconds
+        self._drawn = time.monotonic()
+        self._live: Live | None = None
+        self._last: Snapshot | None = None
+
+    def print_plan(self, lines: Iterable[str]) -> None:
+        """The resolved plan, before training."""
+        self.say(*lines)
+
+    def say(self, *lines: str) -> None:
+        """Prints lines above the panel."""
+        if self.mode != "quiet":
+            for line in lines:
+                self._console.print(Text(line))
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Draws, if the last drawing is long enough ago."""
+        self._last = snapshot
+        now = time.monotonic()
+        if self.mode == "quiet" or now - self._drawn < self._period:
+            return
+        self._drawn = now
+        if self.mode == "plain":
+            self._console.print(Text(plain_line(snapshot)))
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(panel(snapshot), refresh=True)
+
+    def close(self) -> None:
+        """Takes the panel away and leaves its figures as one line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._last is not None and self.mode != "quiet":
+            self._console.print(Text(plain_line(self._last)))
+            self._last = None
+
+
+def plain_line(s: Snapshot) -> str:
+    """`[00:05:12] frames=12.3M/40.0M fps10=41.2k ...`"""
+    eta = "?" if s.eta_seconds is None else duration(s.eta_seconds)
+    gpu = "" if s.gpu_memory_bytes is None else f" gpu={s.gpu_memory_bytes / 1e9:.1f}G"
+    return (
+        f"[{clock(s.wall_seconds)}] frames={count(s.frames)}/{count(s.total_frames)} fps10={count(s.frames_per_second_10s)}"
+        f" fps60={count(s.frames_per_second_60s)} score100={number(s.score_mean_100, 2)} eps={s.epsilon:.3f}"
+        f" loss={number(s.loss, 4)} q={number(s.q_mean, 3)} updates={count(s.updates)} episodes={count(s.episodes)}"
+        f" mem={s.memory_bytes / 1e9:.1f}G{gpu} eta={eta}"
+    )
+
+
+def panel(s: Snapshot) -> Panel:
+    """The live view, readable from 80 columns on."""
+    share = s.frames / max(s.total_frames, 1)
+    progress = Table.grid(padding=(0, 1), expand=True)
+    progress.add_column(no_wrap=True)
+    progress.add_column(ratio=1)
+    progress.add_column(no_wrap=True, justify="right")
+    eta = "?" if s.eta_seconds is None else duration(s.eta_seconds)
+    progress.add_row(
+        f"{count(s.frames)}/{count(s.total_frames)} frames",
+        ProgressBar(total=1.0, completed=min(share, 1.0)),
+        f"{share:.1%}  ETA {eta}",
+    )
+    figures = Table.grid(padding=(0, 2), expand=True)
+    for _ in range(4):
+        figures.add_column(no_wrap=True, ratio=1)
+    gpu = "" if s.gpu_memory_bytes is None else f" gpu {s.gpu_memory_bytes / 1e9:.1f} GB"
+    figures.add_row(
+        f"frames/s {count(s.frames_per_second_10s)}",
+        f"60 s {count(s.frames_per_second_60s)}",
+        f"score {number(s.score_mean_100, 2)}",
+        f"games {count(s.episodes)}",
+    )
+    figures.add_row(
+        f"loss {number(s.loss, 4)}", f"Q {number(s.q_mean, 3)}", f"epsilon {s.epsilon:.3f}", f"updates {count(s.updates)}"
+    )
+    total = sum(s.phase_seconds.values()) or 1.0
+    phases = "  ".join(f"{name} {seconds / total:.0%}" for name, seconds in s.phase_seconds.items())
+    footer = Text(f"time  {phases}   memory {s.memory_bytes / 1e9:.1f} GB{gpu}", style="dim")
+    title = f"{s.env} · {s.preset} · {clock(s.wall_seconds)}"
+    return Panel(Group(progress, figures, footer), title=title, subtitle="score: mean of the last 100 games", padding=(0, 1))
+
+
+def count(value: float) -> str:
+    """1234 -> 1.23k, 12300000 -> 12.3M; whole numbers below 1,000 as they are."""
+    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            scaled = value / limit
+            return f"{scaled:.{2 if abs(scaled) < 10 else 1}f}{suffix}"
+    return f"{value:.0f}"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
+
+
+def duration(seconds: float) -> str:
+    """3720 -> 1h02m, 312 -> 5m12s, 42 -> 42s."""
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

@@ -1,0 +1,73 @@
+"""Bytes needed against bytes free, asked before anything is allocated."""
+
+import math
+from pathlib import Path
+
+import torch
+
+# action, reward, terminated, life_lost and done of one row
+_ROW_BYTES = 1 + 4 + 1 + 1 + 1
+
+
+def required_bytes(capacity: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype) -> int:
+    """Bytes of a ring of `capacity` rows in `num_envs` lanes."""
+    return (capacity // num_envs) * num_envs * _bytes_per_row(obs_shape, obs_dtype) + num_envs * 8
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: free GPU memory, or available RAM within the control group's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_available_ram(), _cgroup_headroom())
+
+
+def check_fits(
+    *,
+    capacity: int,
+    num_envs: int,
+    obs_shape: tuple[int, ...],
+    obs_dtype: torch.dtype,
+    device: torch.device,
+    reserve_bytes: int = 0,
+) -> None:
+    """Refuses a ring that does not fit beside `reserve_bytes` for everything else.
+
+    Raises:
+        ValueError: names replay_capacity, need, have, and the largest capacity that fits.
+    """
+    need = required_bytes(capacity, num_envs, obs_shape, obs_dtype)
+    have = free_bytes(device) - reserve_bytes
+    if need <= have:
+        return
+    lanes = max(have - num_envs * 8, 0) // (_bytes_per_row(obs_shape, obs_dtype) * num_envs)
+    raise ValueError(
+        f"replay_capacity={capacity}: needs {need / 1e9:.2f} GB on {device}, {max(have, 0) / 1e9:.2f} GB are free; "
+        f"the largest that fits is --replay-capacity {lanes * num_envs}"
+    )
+
+
+def _bytes_per_row(obs_shape: tuple[int, ...], obs_dtype: torch.dtype) -> int:
+    return math.prod(obs_shape) * obs_dtype.itemsize + _ROW_BYTES
+
+
+def _available_ram() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62  # unknown: nothing to refuse by
+
+
+def _cgroup_headroom() -> int:
+    """Limit minus use of this process's control group, version 2 or 1; huge where there is none."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            text = (root / limit).read_text().strip()
+            if text != "max":
+                return max(int(text) - int((root / used).read_text()), 0)
+        except (OSError, ValueError):
+            continue
+    return 1 << 62

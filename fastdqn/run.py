@@ -1,0 +1,336 @@
+"""The parts of one training run, built in order, and what surrounds its loop: plan, log, checkpoints, ending."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fastdqn import __version__, checkpoint, hardware
+from fastdqn.config import Config, UsageError
+from fastdqn.dashboard import Dashboard, count
+from fastdqn.envs import VectorEnv
+from fastdqn.exploration import linear_epsilon
+from fastdqn.learner import Learner
+from fastdqn.memory import check_fits, free_bytes
+from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
+from fastdqn.networks import QNetwork
+from fastdqn.replay import ReplayRing
+from fastdqn.run_folder import RunFolder
+from fastdqn.schedules import LearningSchedule
+
+LOG_PERIOD_SECONDS = 2.0
+
+
+@dataclass
+class Clock:
+    """The counters of a run; everything scheduled is a function of `env_steps`."""
+
+    env_steps: int = 0
+    updates: int = 0
+    target_syncs: int = 0
+
+
+class Run:
+    """Builds everything a training loop needs, or refuses in one line.
+
+    Raises:
+        UsageError: a value that cannot work, alone, together with others, or on this machine.
+    """
+
+    def __init__(self, config: Config, command: Sequence[str]) -> None:
+        self.config, self.notes = config.resolved()
+        self.clock = Clock()
+        self.phase = PhaseTimer("env", "act", "append", "learn", "log")
+        try:
+            self._build()
+            config = self.config
+            self.folder = RunFolder(config.run_dir, game=self.envs.game, preset=config.preset, seed=config.seed)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.folder.describe(config.to_toml(), command, hardware.environment())
+        self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
+        self.dashboard.print_plan(self.plan())
+        self.learner.warm_up(self.ring.latest(torch.arange(self.envs.group_size, device=self.device)), config.batch_size)
+        self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
+        self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
+        self._losses: dict[str, float] = {}
+        self._windows = RateWindow(10), RateWindow(60)
+        self._started = self._logged = time.perf_counter()
+        self._saved_period = 0
+        self._ended: str | None = None
+
+    def _build(self) -> None:
+        config = self.config
+        self.device = resolve_device(config.device)
+        dtype, compile = self._resolve_precision(), self._resolve_compile()
+        self.env_threads, self.torch_threads = resolve_threads(config, self.device)
+        torch.set_num_threads(self.torch_threads)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        torch.use_deterministic_algorithms(config.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a kernel per tensor
+        if config.name.is_atari:  # refused before the games are built; other tasks' rows are a few bytes
+            self._check_memory((84, 84), torch.uint8)
+        self.envs = VectorEnv(
+            config.env,
+            num_envs=config.num_envs,
+            seed=config.seed,
+            synchronous=config.deterministic,
+            num_threads=self.env_threads,
+            sticky_actions=config.sticky_actions or 0.0,
+            full_action_set=config.full_action_set,
+            noop_max=config.noop_max,
+            max_episode_steps=config.max_episode_steps,
+            frame_skip=config.frame_skip,
+            on_stall=self.save,
+        )
+        frame_shape, frame_dtype = self.envs.obs_shape, torch.uint8 if config.name.is_atari else torch.float32
+        self._check_memory(frame_shape, frame_dtype)
+        self.obs_shape = (config.frame_stack, *frame_shape) if config.name.is_atari else frame_shape
+        self.fire_action = self._resolve_fire()
+        self.ring = ReplayRing(
+            capacity=config.replay_capacity,
+            num_envs=config.num_envs,
+            obs_shape=frame_shape,
+            obs_dtype=frame_dtype,
+            stack=config.frame_stack,
+            n_step=config.n_step,
+            gamma=config.gamma,
+            reward_clip=config.reward_clip,
+            life_loss_terminal=config.life_loss_terminal,
+            seed=config.seed,
+            device=self.device,
+        )
+        torch.manual_seed(config.seed)
+        network = QNetwork(
+            self.obs_shape,
+            self.envs.num_actions,
+            encoder=config.encoder,
+            hidden_size=config.hidden_size,
+            compute_dtype=dtype,
+        ).to(self.device)
+        optimizer = torch.optim.Adam(
+            network.parameters(),
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        self.learner = Learner(
+            network,
+            optimizer,
+            double=config.double,
+            loss=config.loss,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            compile=compile,
+        )
+        self.schedule = LearningSchedule(
+            learning_starts=config.learning_starts,
+            batch_size=config.batch_size,
+            replay_ratio=config.replay_ratio,
+            target_update_period=config.target_update_period,
+        )
+
+    def _check_memory(self, frame_shape: tuple[int, ...], frame_dtype: torch.dtype) -> None:
+        check_fits(
+            capacity=self.config.replay_capacity,
+            num_envs=self.config.num_envs,
+            obs_shape=frame_shape,
+            obs_dtype=frame_dtype,
+            device=self.device,
+            reserve_bytes=1_000_000_000,  # networks, activations, the emulators
+        )
+
+    def _resolve_precision(self) -> torch.dtype:
+        native = hardware.has_bf16(self.device)
+        if self.config.precision == "auto" and not native:
+            self.notes.append(f"precision fp32: {self.device} has no native bfloat16")
+        if self.config.precision == "bf16" and not native:
+            self.notes.append(f"precision bf16 as asked, but {self.device} emulates it: fp32 will be faster")
+        bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and native)
+        return torch.bfloat16 if bf16 else torch.float32
+
+    def _resolve_compile(self) -> bool:
+        if self.config.compile and not hardware.has_compiler(self.device):
+            self.notes.append("not compiled: no C++ compiler found; install g++ for up to twice the learning speed")
+            return False
+        return self.config.compile
+
+    def _resolve_fire(self) -> int | None:
+        wanted = self.config.fire_after_life_loss
+        if wanted == "on" and self.envs.fire_action is None:
+            raise UsageError(f"fire_after_life_loss=on: {self.envs.env} has no FIRE action; use auto or off")
+        return None if wanted == "off" else self.envs.fire_action
+
+    def plan(self) -> list[str]:
+        """What is about to happen, in env steps and frames, with everything that was derived."""
+        config, envs, ring = self.config, self.envs, self.ring
+        updates = float(self.schedule.updates_per_step)
+        parameters = sum(param.numel() for param in self.learner.online.parameters())
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else hardware.cpu_name()
+        groups = "synchronous" if envs.synchronous else f"asynchronous groups of {envs.group_size}"
+        fire = "" if self.fire_action is None else ", FIRE after a lost life"
+        arithmetic = str(self.learner.compute_dtype).removeprefix("torch.")
+        lines = [
+            f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
+            f"run       {self.folder.path}",
+            f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, at most "
+            f"{count(envs.max_episode_steps)} env steps a game{fire}",
+            f"budget    {config.total_frames:,} frames = {config.total_env_steps:,} env steps of {config.action_repeat}",
+            f"replay    {ring.num_envs * ring.lane_length:,} frames, {ring.nbytes / 1e9:.2f} GB on {self.device} "
+            f"({free_bytes(self.device) / 1e9:.1f} GB still free), {ring.num_envs} lanes of {ring.lane_length:,}",
+            f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
+            f"updates of {config.batch_size} per env step, target copied every {config.target_update_period:,} env steps",
+            f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
+            f"{config.epsilon_decay_steps:,} env steps",
+            f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if self.learner.compiled else 'eager'}; "
+            f"{self.torch_threads} torch and {envs.num_threads} EnvPool threads, {groups}",
+        ]
+        warning = hardware.nvidia_without_cuda()
+        return lines + [f"note      {note}" for note in [*self.notes, *([warning] if warning else [])]]
+
+    def epsilon(self) -> float:
+        return linear_epsilon(
+            self.clock.env_steps,
+            learning_starts=self.config.learning_starts,
+            decay_steps=self.config.epsilon_decay_steps,
+            final=self.config.epsilon_end,
+        )
+
+    @property
+    def frames(self) -> int:
+        return self.clock.env_steps * self.config.action_repeat
+
+    def log_due(self) -> bool:
+        return time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS
+
+    def log(self) -> None:
+        """One row of metrics.jsonl, one status, one drawing."""
+        self._logged = time.perf_counter()
+        self._losses = self.learner.read_metrics() or self._losses
+        snapshot = self.snapshot()
+        seconds = max(sum(self.phase.seconds.values()), 1e-9)
+        self._metrics.write(
+            {
+                "global_step": self.clock.env_steps,
+                "frames": snapshot.frames,
+                "wall_seconds": round(snapshot.wall_seconds, 3),
+                "charts/SPS": snapshot.frames_per_second_10s / self.config.action_repeat,
+                "charts/episodic_return": snapshot.score_mean_100,
+                "charts/episodes": snapshot.episodes,
+                "charts/epsilon": snapshot.epsilon,
+                "charts/updates": snapshot.updates,
+                **self._losses,
+                "perf/fps": snapshot.frames_per_second_10s,
+                **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
+                "system/memory_bytes": snapshot.memory_bytes,
+            }
+        )
+        self.episodes.flush()
+        self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
+        self.dashboard.update(snapshot)
+
+    def snapshot(self) -> Snapshot:
+        now = time.perf_counter()
+        fps_10, fps_60 = (window.add(now, self.frames) for window in self._windows)
+        left = max(self.config.total_frames - self.frames, 0)
+        return Snapshot(
+            run_name=self.folder.path.name,
+            env=self.envs.env,
+            preset=self.config.preset,
+            frames=self.frames,
+            total_frames=self.config.total_frames,
+            env_steps=self.clock.env_steps,
+            updates=self.clock.updates,
+            episodes=self.episodes.episodes,
+            wall_seconds=now - self._started,
+            frames_per_second_10s=fps_10,
+            frames_per_second_60s=fps_60,
+            eta_seconds=left / fps_60 if fps_60 > 0 else None,
+            score_mean_100=self.episodes.score_mean_100,
+            epsilon=self.epsilon(),
+            loss=self._losses.get("losses/td_loss"),
+            q_mean=self._losses.get("losses/q_values"),
+            phase_seconds=dict(self.phase.seconds),
+            memory_bytes=resident_bytes(),
+            gpu_memory_bytes=torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None,
+        )
+
+    def checkpoint_due(self) -> bool:
+        return self.frames // self.config.checkpoint_period_frames > self._saved_period
+
+    def save(self) -> None:
+        """Writes a checkpoint of the learner and the counters."""
+        self._saved_period = self.frames // self.config.checkpoint_period_frames
+        state = {
+            **asdict(self.clock),
+            "frames": self.frames,
+            "obs_shape": list(self.obs_shape),
+            "num_actions": self.envs.num_actions,
+            "score_mean_100": self.episodes.score_mean_100,
+        }
+        try:
+            checkpoint.save(self.folder.checkpoints, self.clock.env_steps, self.learner.state(), state)
+        except checkpoint.CheckpointError as error:
+            print(f"warning: {error}; training goes on", file=sys.stderr)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the run so far."""
+        seconds = self.wall_seconds
+        return {
+            "run_dir": str(self.folder.path),
+            "env": self.envs.env,
+            "preset": self.config.preset,
+            "seed": self.config.seed,
+            "frames": self.frames,
+            "env_steps": self.clock.env_steps,
+            "updates": self.clock.updates,
+            "target_syncs": self.clock.target_syncs,
+            "episodes": self.episodes.episodes,
+            "score_mean_100": self.episodes.score_mean_100,
+            "frames_per_second": self.frames / seconds if seconds > 0 else math.nan,
+            "wall_seconds": seconds,
+            "phase_seconds": dict(self.phase.seconds),
+            "failed_slots": int(self.ring.failed_slots),
+        }
+
+    def __enter__(self) -> "Run":
+        self._started = self._logged = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Saves, whatever ended the loop, and says how it ended."""
+        self.wall_seconds = time.perf_counter() - self._started
+        self.log()
+        self.save()
+        finished = self.clock.env_steps >= self.config.total_env_steps
+        state = "failed" if error is not None else "finished" if finished else "interrupted"
+        self.folder.status(state, **self.summary())
+        self.dashboard.close()
+        self.dashboard.say(f"{state}: {self.folder.path}")
+        self.episodes.close()
+        self._metrics.close()
+        self.envs.close()
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto, cpu or cuda -> a device that exists."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def resolve_threads(config: Config, device: torch.device) -> tuple[int, int]:
+    """(EnvPool threads, torch threads). On CPU both share the cores; on a GPU torch's host side needs one."""
+    cores = hardware.cores()
+    env_threads = config.env_threads or min(config.num_envs, cores)
+    torch_threads = config.torch_threads or (cores if device.type == "cpu" else 1)
+    return env_threads, torch_threads
