@@ -5,18 +5,112 @@ import re
 from typing import NamedTuple
 
 # The 104 Atari games whose ROMs EnvPool ships.
-GAMES = """
-Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath
-BattleZone BeamRider Berzerk Blackjack Bowling Boxing Breakout Carnival Casino Centipede ChopperCommand
-CrazyClimber Crossbow Darkchambers Defender DemonAttack DonkeyKong DoubleDunk Earthworld ElevatorAction Enduro
-Entombed Et FishingDerby FlagCapture Freeway Frogger Frostbite Galaxian Gopher Gravitar Hangman HauntedHouse
-Hero HumanCannonball IceHockey Jamesbond JourneyEscape Kaboom Kangaroo KeystoneKapers KingKong Klax Koolaid
-Krull KungFuMaster LaserGates LostLuggage MarioBros MiniatureGolf MontezumaRevenge MrDo MsPacman NameThisGame
-Othello Pacman Phoenix Pitfall Pitfall2 Pong Pooyan PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest
-SirLancelot Skiing Solaris SpaceInvaders SpaceWar StarGunner Superman Surround Tennis Tetris TicTacToe3d
-TimePilot Trondead Turmoil Tutankham UpNDown Venture VideoCheckers VideoChess VideoCube VideoPinball WizardOfWor
-WordZapper YarsRevenge Zaxxon
-""".split()
+GAMES = [
+    "Adventure",
+    "AirRaid",
+    "Alien",
+    "Amidar",
+    "Assault",
+    "Asterix",
+    "Asteroids",
+    "Atlantis",
+    "Atlantis2",
+    "Backgammon",
+    "BankHeist",
+    "BasicMath",
+    "BattleZone",
+    "BeamRider",
+    "Berzerk",
+    "Blackjack",
+    "Bowling",
+    "Boxing",
+    "Breakout",
+    "Carnival",
+    "Casino",
+    "Centipede",
+    "ChopperCommand",
+    "CrazyClimber",
+    "Crossbow",
+    "Darkchambers",
+    "Defender",
+    "DemonAttack",
+    "DonkeyKong",
+    "DoubleDunk",
+    "Earthworld",
+    "ElevatorAction",
+    "Enduro",
+    "Entombed",
+    "Et",
+    "FishingDerby",
+    "FlagCapture",
+    "Freeway",
+    "Frogger",
+    "Frostbite",
+    "Galaxian",
+    "Gopher",
+    "Gravitar",
+    "Hangman",
+    "HauntedHouse",
+    "Hero",
+    "HumanCannonball",
+    "IceHockey",
+    "Jamesbond",
+    "JourneyEscape",
+    "Kaboom",
+    "Kangaroo",
+    "KeystoneKapers",
+    "KingKong",
+    "Klax",
+    "Koolaid",
+    "Krull",
+    "KungFuMaster",
+    "LaserGates",
+    "LostLuggage",
+    "MarioBros",
+    "MiniatureGolf",
+    "MontezumaRevenge",
+    "MrDo",
+    "MsPacman",
+    "NameThisGame",
+    "Othello",
+    "Pacman",
+    "Phoenix",
+    "Pitfall",
+    "Pitfall2",
+    "Pong",
+    "Pooyan",
+    "PrivateEye",
+    "Qbert",
+    "Riverraid",
+    "RoadRunner",
+    "Robotank",
+    "Seaquest",
+    "SirLancelot",
+    "Skiing",
+    "Solaris",
+    "SpaceInvaders",
+    "SpaceWar",
+    "StarGunner",
+    "Superman",
+    "Surround",
+    "Tennis",
+    "Tetris",
+    "TicTacToe3d",
+    "TimePilot",
+    "Trondead",
+    "Turmoil",
+    "Tutankham",
+    "UpNDown",
+    "Venture",
+    "VideoCheckers",
+    "VideoChess",
+    "VideoCube",
+    "VideoPinball",
+    "WizardOfWor",
+    "WordZapper",
+    "YarsRevenge",
+    "Zaxxon",
+]
 
 # Other EnvPool tasks with discrete actions and vector observations.
 VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
@@ -24,8 +118,21 @@ VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "Moun
 # FIRE is action 1 of a game's minimal action set (read off ale-py 0.12.1's getMinimalActionSet), except in these:
 _FIRE_IS_ACTION_0 = frozenset({"Backgammon", "VideoCheckers"})
 _NO_FIRE = frozenset(
-    "Asterix CrazyClimber Freeway Frogger JourneyEscape Koolaid KungFuMaster LostLuggage MsPacman Pacman Skiing Surround"
-    " Tutankham".split()
+    [
+        "Asterix",
+        "CrazyClimber",
+        "Freeway",
+        "Frogger",
+        "JourneyEscape",
+        "Koolaid",
+        "KungFuMaster",
+        "LostLuggage",
+        "MsPacman",
+        "Pacman",
+        "Skiing",
+        "Surround",
+        "Tutankham",
+    ]
 )
 
 # Random play and a professional human tester, no-op starts, 30 minutes at most: Wang et al. 2016 (arXiv 1511.06581),

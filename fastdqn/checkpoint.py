@@ -106,7 +106,9 @@ def write(root: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state
         with suppress(OSError):  # the new one is safe; what could not be removed now will be at the next save
             _remove_older(root, path)
     except (OSError, CheckpointError) as error:
-        raise CheckpointError(f"checkpoint of step {step} not saved in {root}: {error}; older ones are intact") from error
+        raise CheckpointError(
+            f"checkpoint of step {step} not saved in {root}: {error}; older ones are intact"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
@@ -125,7 +127,9 @@ def load(root: Path) -> Checkpoint:
         try:
             return read(path)
         except CheckpointError as problem:
-            print(f"warning: checkpoint {path} refused: {problem}; trying the next older one", file=sys.stderr, flush=True)
+            print(
+                f"warning: checkpoint {path} refused: {problem}; trying the next older one", file=sys.stderr, flush=True
+            )
     if paths:
         raise CheckpointError(f"{root}: none of {len(paths)} checkpoints is intact; restore the folder from a copy")
     raise CheckpointError(f"{root}: holds no checkpoint; the run may have ended before its first save")

@@ -110,13 +110,18 @@ def panel(s: Snapshot) -> Panel:
         f"games {count(s.episodes)}",
     )
     figures.add_row(
-        f"loss {number(s.loss, 4)}", f"Q {number(s.q_mean, 3)}", f"epsilon {s.epsilon:.3f}", f"updates {count(s.updates)}"
+        f"loss {number(s.loss, 4)}",
+        f"Q {number(s.q_mean, 3)}",
+        f"epsilon {s.epsilon:.3f}",
+        f"updates {count(s.updates)}",
     )
     total = sum(s.phase_seconds.values()) or 1.0
     phases = "  ".join(f"{name} {seconds / total:.0%}" for name, seconds in s.phase_seconds.items())
     footer = Text(f"time  {phases}   memory {s.memory_bytes / 1e9:.1f} GB{gpu}", style="dim")
     title = f"{s.env} · {s.preset} · {clock(s.wall_seconds)}"
-    return Panel(Group(progress, figures, footer), title=title, subtitle="score: mean of the last 100 games", padding=(0, 1))
+    return Panel(
+        Group(progress, figures, footer), title=title, subtitle="score: mean of the last 100 games", padding=(0, 1)
+    )
 
 
 def count(value: float) -> str:

@@ -15,6 +15,7 @@ So the action of a done row is never executed, and a `first` row is no env step.
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -132,16 +133,18 @@ class VectorEnv:
             options["max_episode_steps"] = max_episode_steps
         self.num_envs, self.group_size, self.synchronous = num_envs, batch_size, synchronous
         self.num_threads = num_threads or min(num_envs, hardware.cores())
-        self._pool = envpool.make(
-            self.env,
-            env_type="gymnasium",
-            num_envs=num_envs,
-            batch_size=batch_size,
-            num_threads=self.num_threads,
-            seed=env_seeds(seed, epoch, role, num_envs),
-            **options,
-        )
-        self._describe(full_action_set, frame_skip)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="gymnasium")  # about the bounds of float32 boxes
+            self._pool: Any = envpool.make(
+                self.env,
+                env_type="gymnasium",
+                num_envs=num_envs,
+                batch_size=batch_size,
+                num_threads=self.num_threads,
+                seed=env_seeds(seed, epoch, role, num_envs),
+                **options,
+            )
+            self._describe(full_action_set, frame_skip)
         self._pid = os.getpid()
         self._watchdog: Watchdog | None = None
         self._stall_seconds, self._on_stall = stall_seconds, on_stall
@@ -175,7 +178,9 @@ class VectorEnv:
         """Blocks until a group has stepped. The arrays are fresh: they are the caller's to keep."""
         self._check_usable()
         if self._in_flight < self.group_size:
-            raise ValueError(f"recv: {self._in_flight} envs are in flight, a group is {self.group_size}; start or send first")
+            raise ValueError(
+                f"recv: {self._in_flight} envs are in flight, a group is {self.group_size}; start or send first"
+            )
         if self._watchdog is None:
             raw = self._pool.recv()
         else:
@@ -209,7 +214,9 @@ class VectorEnv:
         if len(env_id) == 0 or env_id.min() < 0 or env_id.max() >= self.num_envs:
             raise ValueError(f"env_id: ids from 0 to {self.num_envs - 1} are needed")
         if action.min() < 0 or action.max() >= self.num_actions:
-            raise ValueError(f"action: {self.env} takes 0 to {self.num_actions - 1}, got {action.min()} to {action.max()}")
+            raise ValueError(
+                f"action: {self.env} takes 0 to {self.num_actions - 1}, got {action.min()} to {action.max()}"
+            )
         waiting = np.count_nonzero(self._awaits_action_N)
         if not self._awaits_action_N[env_id].all():
             raise ValueError("env_id: only envs that were received and not yet sent can be sent")
@@ -230,7 +237,9 @@ class VectorEnv:
         if self._pool is None:
             raise ValueError("VectorEnv: it is closed; build a new one")
         if os.getpid() != self._pid:
-            raise ValueError("VectorEnv: built in another process, EnvPool hangs in a forked child; build it in this one")
+            raise ValueError(
+                "VectorEnv: built in another process, EnvPool hangs in a forked child; build it in this one"
+            )
 
 
 def _require(field: str, value: int, low: int, high: int) -> None:

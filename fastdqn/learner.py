@@ -80,9 +80,7 @@ class Learner:
         with torch.no_grad():
             next_target_q_NA = self.target(next_obs)
             if self._double:
-                td_target_N = losses.double_q_learning_target(
-                    reward, discount, self.online(next_obs), next_target_q_NA
-                )
+                td_target_N = losses.double_q_learning_target(reward, discount, self.online(next_obs), next_target_q_NA)
             else:
                 td_target_N = losses.q_learning_target(reward, discount, next_target_q_NA)
         q_N = losses.chosen(self.online(obs), action)

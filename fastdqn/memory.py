@@ -63,7 +63,10 @@ def _available_ram() -> int:
 def _cgroup_headroom() -> int:
     """Limit minus use of this process's control group, version 2 or 1; huge where there is none."""
     root = Path("/sys/fs/cgroup")
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             text = (root / limit).read_text().strip()
             if text != "max":

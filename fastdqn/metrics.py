@@ -72,7 +72,9 @@ class EpisodeTracker:
             self.last_100.append(float(self.score_N[env]))
             if self._csv is not None:
                 seconds = round(time.perf_counter() - self._started, 3)
-                self._csv.writerow([float(self.score_N[env]), int(self.length_N[env]), seconds, env_steps, int(env), int(cut)])
+                self._csv.writerow(
+                    [float(self.score_N[env]), int(self.length_N[env]), seconds, env_steps, int(env), int(cut)]
+                )
 
     @property
     def score_mean_100(self) -> float | None:

@@ -73,7 +73,9 @@ def n_step_return(reward: Tensor, terminal: Tensor, done: Tensor, gamma: float) 
     return (counts * powers * reward).sum(1), gamma ** steps.float() * bootstraps, steps
 
 
-def is_start(done: Tensor, count: Tensor, lane: Tensor, slot: Tensor, *, stack: int, n_step: int, lane_length: int) -> Tensor:
+def is_start(
+    done: Tensor, count: Tensor, lane: Tensor, slot: Tensor, *, stack: int, n_step: int, lane_length: int
+) -> Tensor:
     """Whether what is stored at `slot` of `lane` may be sampled. bool, any shape"""
     written = count[lane]
     age = (written - 1 - slot) % lane_length  # 0 is the newest row

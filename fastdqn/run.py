@@ -57,7 +57,9 @@ class Run:
         self.folder.describe(config.to_toml(), command, hardware.environment())
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.dashboard.print_plan(self.plan())
-        self.learner.warm_up(self.ring.latest(torch.arange(self.envs.group_size, device=self.device)), config.batch_size)
+        self.learner.warm_up(
+            self.ring.latest(torch.arange(self.envs.group_size, device=self.device)), config.batch_size
+        )
         self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
         self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
         self._losses: dict[str, float] = {}
@@ -151,6 +153,8 @@ class Run:
 
     def _resolve_precision(self) -> torch.dtype:
         native = hardware.has_bf16(self.device)
+        if self.config.encoder == "mlp" and self.config.precision == "auto":
+            return torch.float32  # nothing to gain on small matrices, and values of many digits to lose
         if self.config.precision == "auto" and not native:
             self.notes.append(f"precision fp32: {self.device} has no native bfloat16")
         if self.config.precision == "bf16" and not native:
@@ -324,13 +328,19 @@ class Run:
 def resolve_device(name: str) -> torch.device:
     """auto, cpu or cuda -> a device that exists."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch")
+        raise UsageError(
+            "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def resolve_threads(config: Config, device: torch.device) -> tuple[int, int]:
-    """(EnvPool threads, torch threads). On CPU both share the cores; on a GPU torch's host side needs one."""
+    """(EnvPool threads, torch threads). On a GPU torch's host side needs one thread.
+
+    On CPU both share the cores, and one core is left out of torch's team: OpenMP's barriers wait for the slowest
+    member, so a single thread that loses its core to a game or to another program holds all of them up.
+    """
     cores = hardware.cores()
     env_threads = config.env_threads or min(config.num_envs, cores)
-    torch_threads = config.torch_threads or (cores if device.type == "cpu" else 1)
+    torch_threads = config.torch_threads or (max(cores - 1, 1) if device.type == "cpu" else 1)
     return env_threads, torch_threads

@@ -71,7 +71,9 @@ def test_with_one_hot_states_and_a_linear_network_the_update_is_tabular_q_learni
 def test_gradients_equal_a_reference_written_from_the_equations(double: bool, loss: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    learner = make_learner(network, torch.optim.SGD(network.parameters(), lr=1.0), double=double, loss=loss, max_grad_norm=0)
+    learner = make_learner(
+        network, torch.optim.SGD(network.parameters(), lr=1.0), double=double, loss=loss, max_grad_norm=0
+    )
     for param in learner.target.parameters():
         param.data.add_(torch.randn_like(param))
     before, reference = copy.deepcopy(network), copy.deepcopy(network)
@@ -95,7 +97,9 @@ def test_gradients_are_scaled_down_to_the_maximal_norm_and_never_up() -> None:
     for max_norm, expected in ((0.5, 0.5), (1e6, None)):
         torch.manual_seed(0)
         network = nn.Linear(4, 2).double()
-        learner = make_learner(network, torch.optim.SGD(network.parameters(), lr=1.0), loss="mse", max_grad_norm=max_norm)
+        learner = make_learner(
+            network, torch.optim.SGD(network.parameters(), lr=1.0), loss="mse", max_grad_norm=max_norm
+        )
         batch = {name: value.double() if value.is_floating_point() else value
                  for name, value in random_batch((4,), 2, 8).items()}  # fmt: skip
         batch["obs"], batch["next_obs"] = batch["obs"].double(), batch["next_obs"].double()

@@ -49,4 +49,6 @@ def test_losses_pass_gradcheck_in_float64() -> None:
     action = torch.randint(0, 3, (6,))
     target = torch.randn(6, dtype=torch.float64) * 3
     for loss in (losses.squared, losses.huber):
-        assert gradcheck(lambda q, loss=loss: losses.weighted_mean(loss(target - losses.chosen(q, action)), target.abs()), q)
+        assert gradcheck(
+            lambda q, loss=loss: losses.weighted_mean(loss(target - losses.chosen(q, action)), target.abs()), q
+        )

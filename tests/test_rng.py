@@ -33,7 +33,7 @@ def test_compiled_bits_equal_eager_bits() -> None:
 def test_uniforms_are_uniform_and_successive_counters_uncorrelated() -> None:
     key, lane = rng.role_key(1, "test"), torch.arange(100_000)
     rows = torch.stack([rng.uniform(rng.bits(key, torch.tensor(step), lane)) for step in range(8)]).double()
-    assert 0.0 <= rows.min() and rows.max() < 1.0
+    assert rows.min() >= 0.0 and rows.max() < 1.0
     counts = torch.histc(rows, bins=256, min=0, max=1)
     expected = rows.numel() / 256
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
