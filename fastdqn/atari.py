@@ -5,134 +5,41 @@ import re
 from typing import NamedTuple
 
 # The 104 Atari games whose ROMs EnvPool ships.
-GAMES = [
-    "Adventure",
-    "AirRaid",
-    "Alien",
-    "Amidar",
-    "Assault",
-    "Asterix",
-    "Asteroids",
-    "Atlantis",
-    "Atlantis2",
-    "Backgammon",
-    "BankHeist",
-    "BasicMath",
-    "BattleZone",
-    "BeamRider",
-    "Berzerk",
-    "Blackjack",
-    "Bowling",
-    "Boxing",
-    "Breakout",
-    "Carnival",
-    "Casino",
-    "Centipede",
-    "ChopperCommand",
-    "CrazyClimber",
-    "Crossbow",
-    "Darkchambers",
-    "Defender",
-    "DemonAttack",
-    "DonkeyKong",
-    "DoubleDunk",
-    "Earthworld",
-    "ElevatorAction",
-    "Enduro",
-    "Entombed",
-    "Et",
-    "FishingDerby",
-    "FlagCapture",
-    "Freeway",
-    "Frogger",
-    "Frostbite",
-    "Galaxian",
-    "Gopher",
-    "Gravitar",
-    "Hangman",
-    "HauntedHouse",
-    "Hero",
-    "HumanCannonball",
-    "IceHockey",
-    "Jamesbond",
-    "JourneyEscape",
-    "Kaboom",
-    "Kangaroo",
-    "KeystoneKapers",
-    "KingKong",
-    "Klax",
-    "Koolaid",
-    "Krull",
-    "KungFuMaster",
-    "LaserGates",
-    "LostLuggage",
-    "MarioBros",
-    "MiniatureGolf",
-    "MontezumaRevenge",
-    "MrDo",
-    "MsPacman",
-    "NameThisGame",
-    "Othello",
-    "Pacman",
-    "Phoenix",
-    "Pitfall",
-    "Pitfall2",
-    "Pong",
-    "Pooyan",
-    "PrivateEye",
-    "Qbert",
-    "Riverraid",
-    "RoadRunner",
-    "Robotank",
-    "Seaquest",
-    "SirLancelot",
-    "Skiing",
-    "Solaris",
-    "SpaceInvaders",
-    "SpaceWar",
-    "StarGunner",
-    "Superman",
-    "Surround",
-    "Tennis",
-    "Tetris",
-    "TicTacToe3d",
-    "TimePilot",
-    "Trondead",
-    "Turmoil",
-    "Tutankham",
-    "UpNDown",
-    "Venture",
-    "VideoCheckers",
-    "VideoChess",
-    "VideoCube",
-    "VideoPinball",
-    "WizardOfWor",
-    "WordZapper",
-    "YarsRevenge",
-    "Zaxxon",
-]
+GAMES = """
+Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath
+BattleZone BeamRider Berzerk Blackjack Bowling Boxing Breakout Carnival Casino Centipede ChopperCommand
+CrazyClimber Crossbow Darkchambers Defender DemonAttack DonkeyKong DoubleDunk Earthworld ElevatorAction Enduro
+Entombed Et FishingDerby FlagCapture Freeway Frogger Frostbite Galaxian Gopher Gravitar Hangman HauntedHouse
+Hero HumanCannonball IceHockey Jamesbond JourneyEscape Kaboom Kangaroo KeystoneKapers KingKong Klax Koolaid
+Krull KungFuMaster LaserGates LostLuggage MarioBros MiniatureGolf MontezumaRevenge MrDo MsPacman NameThisGame
+Othello Pacman Phoenix Pitfall Pitfall2 Pong Pooyan PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest
+SirLancelot Skiing Solaris SpaceInvaders SpaceWar StarGunner Superman Surround Tennis Tetris TicTacToe3d
+TimePilot Trondead Turmoil Tutankham UpNDown Venture VideoCheckers VideoChess VideoCube VideoPinball WizardOfWor
+WordZapper YarsRevenge Zaxxon
+""".split()  # noqa: SIM905 (104 quoted lines otherwise)
 
 # Other EnvPool tasks with discrete actions and vector observations.
 VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
 
+# Well-known tasks that are refused by name.
+_CONTINUOUS_TASKS = frozenset(
+    {
+        "bipedalwalker-v3",
+        "bipedalwalkerhardcore-v3",
+        "carracing-v3",
+        "lunarlandercontinuous-v3",
+        "mountaincarcontinuous-v0",
+        "pendulum-v1",
+    }
+)
+
 # FIRE is action 1 of a game's minimal action set (read off ale-py 0.12.1's getMinimalActionSet), except in these:
 _FIRE_IS_ACTION_0 = frozenset({"Backgammon", "VideoCheckers"})
 _NO_FIRE = frozenset(
-    [
-        "Asterix",
-        "CrazyClimber",
-        "Freeway",
-        "Frogger",
-        "JourneyEscape",
-        "Koolaid",
-        "KungFuMaster",
-        "LostLuggage",
-        "MsPacman",
-        "Pacman",
-        "Skiing",
-        "Surround",
-        "Tutankham",
-    ]
+    """
+    Asterix CrazyClimber Freeway Frogger JourneyEscape Koolaid KungFuMaster LostLuggage MsPacman Pacman
+    Skiing Surround Tutankham
+    """.split()  # noqa: SIM905
 )
 
 # Random play and a professional human tester, no-op starts, 30 minutes at most: Wang et al. 2016 (arXiv 1511.06581),
@@ -211,20 +118,25 @@ class EnvName(NamedTuple):
 def parse_env(name: str) -> EnvName:
     """Understands `Breakout`, `breakout`, `Breakout-v5`, `BreakoutNoFrameskip-v4`, `ALE/Breakout-v5`, `space_invaders`.
 
+    Only `ALE/` implies sticky actions, as in Gymnasium, and the note says so.
+
     Raises:
-        ValueError: unknown; names the three nearest.
+        ValueError: unknown (names the three nearest), or continuous actions.
     """
+    spelled = name.strip().lower()
     for task in VECTOR_TASKS:
-        if name.lower() in (task.lower(), task.split("-")[0].lower()):
+        if spelled in (task.lower(), task.split("-")[0].lower()):
             return EnvName(task, task.split("-")[0], False, None, "")
-    stem = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", name.removeprefix("ALE/"))
-    game = {known.lower(): known for known in GAMES}.get(stem.replace("_", "").lower())
+    if spelled in _CONTINUOUS_TASKS:
+        raise ValueError(f"env={name}: it has continuous actions and a DQN needs discrete ones; try LunarLander-v3")
+    stem = spelled.removeprefix("ale/")
+    is_ale = stem != spelled
+    stem = re.sub(r"-v5$" if is_ale else r"((noframeskip|deterministic)?-v[04]|-v5)$", "", stem)
+    game = {known.lower(): known for known in GAMES}.get(re.sub(r"[ _-]", "", stem))
     if game is None:
         raise ValueError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
-    if name.startswith("ALE/"):
-        note = f"{name} implies sticky actions 0.25 (Machado et al. 2018)"
-        return EnvName(f"{game}-v5", game, True, 0.25, note)
-    return EnvName(f"{game}-v5", game, True, None, "")
+    note = f"{name} implies sticky_actions 0.25 (Machado et al. 2018); {game} does not" if is_ale else ""
+    return EnvName(f"{game}-v5", game, True, 0.25 if is_ale else None, note)
 
 
 def fire_action(game: str, *, full_action_set: bool) -> int | None:

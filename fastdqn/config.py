@@ -25,7 +25,7 @@ class Config:
     """Trains a deep Q-network. Counts take 40M, 250k, 1e6."""
 
     env: str = "Breakout"
-    """Game or task, in any spelling: Breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5 (sticky actions), CartPole-v1."""
+    """Game or task in any spelling: Breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5 (sticky), CartPole-v1."""
     preset: str = "fast"
     """Named set of defaults that flags override: fast, quick, catch, cartpole."""
     num_envs: int = 64
@@ -73,7 +73,7 @@ class Config:
     """Env steps from the learning start over which epsilon falls from 1 to its end. Dopamine: 250k."""
 
     encoder: Literal["auto", "nature", "mlp"] = "auto"
-    """nature: the 3 convolutions of Mnih et al. 2015; mlp: 2 hidden layers; auto: nature for images, mlp for vectors."""
+    """nature: 3 convolutions (Mnih et al. 2015); mlp: 2 hidden layers; auto: nature for images, mlp for vectors."""
     hidden_size: int = 512
     """Units of the hidden layers. Mnih et al. 2015: 512."""
     frame_stack: int = 4
@@ -82,7 +82,7 @@ class Config:
     frame_skip: int = 4
     """Emulator frames per env step on Atari, the last two max-pooled. Mnih et al. 2015: 4."""
     sticky_actions: float | None = None
-    """Probability that the emulator repeats the last action. Machado et al. 2018: 0.25. None: 0.25 for ALE/ names, else 0."""
+    """Probability of repeating the last action. Machado et al. 2018: 0.25. None: 0.25 for ALE/ names, else 0."""
     full_action_set: bool = False
     """All 18 actions instead of the game's own. Machado et al. 2018."""
     noop_max: int = 30

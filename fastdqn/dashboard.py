@@ -79,8 +79,8 @@ def plain_line(s: Snapshot) -> str:
     eta = "?" if s.eta_seconds is None else duration(s.eta_seconds)
     gpu = "" if s.gpu_memory_bytes is None else f" gpu={s.gpu_memory_bytes / 1e9:.1f}G"
     return (
-        f"[{clock(s.wall_seconds)}] frames={count(s.frames)}/{count(s.total_frames)} fps10={count(s.frames_per_second_10s)}"
-        f" fps60={count(s.frames_per_second_60s)} score100={number(s.score_mean_100, 2)} eps={s.epsilon:.3f}"
+        f"[{clock(s.wall_seconds)}] frames={count(s.frames)}/{count(s.total_frames)}"
+        f" fps10={count(s.frames_per_second_10s)} fps60={count(s.frames_per_second_60s)} score100={number(s.score_mean_100, 2)} eps={s.epsilon:.3f}"
         f" loss={number(s.loss, 4)} q={number(s.q_mean, 3)} updates={count(s.updates)} episodes={count(s.episodes)}"
         f" mem={s.memory_bytes / 1e9:.1f}G{gpu} eta={eta}"
     )

@@ -68,7 +68,9 @@ class VectorEnv:
     Asynchronous (default): `recv` returns whichever `batch_size` envs are ready, num_envs // 2 by default, so that one
     group can be acted on while the other is stepped. Synchronous: all envs, in env order, deterministic.
 
-    Building 64 envs takes about 2 s and holds the GIL.
+    Life cycle: `start` once, then `recv` a group and `send` its actions, until `close`. Building 64 envs takes about
+    2 s and holds the GIL: no other thread runs meanwhile. `max_episode_steps=None` keeps the task's own cap (27,000 on
+    Atari). `stall_seconds` is how long `recv` may block before the watchdog ends the process, 0 for ever.
 
     Raises:
         ValueError: a value on which EnvPool would abort the process, hang, or run on with nonsense; names the field.
@@ -98,6 +100,7 @@ class VectorEnv:
         name = parse_env(env)
         self.env, self.game, self.is_atari = name.canonical, name.game, name.is_atari
         _require("num_envs", num_envs, 1, 4096)
+        _require("seed", seed, -(2**63), 2**63 - 1)
         if batch_size is None:
             batch_size = num_envs if synchronous else max(1, num_envs // 2)
         _require("batch_size", batch_size, 1, num_envs)
@@ -106,10 +109,14 @@ class VectorEnv:
         _require("num_threads", num_threads, 0, 1024)
         if max_episode_steps is not None:
             _require("max_episode_steps", max_episode_steps, 1, INT31_MAX)
+            if self.env == "Catch-v0":  # EnvPool does not cut it, but calls its end past the cap a truncation
+                raise ValueError(f"max_episode_steps={max_episode_steps}: a game of Catch-v0 is 9 steps; leave it out")
         options: dict[str, Any] = {}
         if self.is_atari:
-            _require("noop_max", noop_max, 1, INT31_MAX)
+            _require("noop_max", noop_max, 1, 1000)
             _require("frame_skip", frame_skip, 1, 1000)
+            if len(image_size) != 2:
+                raise ValueError(f"image_size={image_size}: give (height, width)")
             for side in image_size:
                 _require("image_size", side, 1, 1024)
             if not 0.0 <= sticky_actions <= 1.0:
@@ -167,8 +174,10 @@ class VectorEnv:
             self.obs_shape, self.obs_dtype = (math.prod(space.shape),), np.dtype(np.float32)
 
     def start(self) -> None:
-        """Resets every env; the first groups can then be received."""
+        """Resets every env; the first groups can then be received. Once in the life of a pool."""
         self._check_usable()
+        if self._in_flight or self._awaits_action_N.any():
+            raise ValueError("start: it has started already; build a new one to begin anew")
         if self._stall_seconds > 0 and self._watchdog is None:
             self._watchdog = Watchdog(f"EnvPool ({self.env})", self._stall_seconds, self._on_stall)
         self._pool.async_reset()
@@ -184,7 +193,7 @@ class VectorEnv:
         if self._watchdog is None:
             raw = self._pool.recv()
         else:
-            with self._watchdog:
+            with self._watchdog.waiting():
                 raw = self._pool.recv()
         obs, reward, terminated, truncated, info = raw
         env_id = info["env_id"]
@@ -205,17 +214,25 @@ class VectorEnv:
         return EnvStep(obs, reward, score, terminated, truncated, life_lost, first, env_id)
 
     def send(self, action: npt.NDArray[np.int32], env_id: npt.NDArray[np.int32]) -> None:
-        """Steps the envs `env_id` int32 [B] with `action` int32 [B]. Any set of envs that were received and not sent."""
+        """Steps the envs `env_id` int32 [B] with `action` int32 [B]. Any set of envs that were received and not sent.
+
+        EnvPool gets copies: both arrays may be reused at once.
+
+        Raises:
+            ValueError: anything on which EnvPool would read past its memory, overwrite its queue, or abort.
+        """
         self._check_usable()
-        for field, array in (("action", action), ("env_id", env_id)):
-            good = isinstance(array, np.ndarray) and array.dtype == np.int32 and array.shape == (len(env_id),)
+        for field, array in (("env_id", env_id), ("action", action)):
+            good = isinstance(array, np.ndarray) and array.dtype == np.int32 and array.ndim == 1
             if not good or not array.flags.c_contiguous:
-                raise ValueError(f"{field}: a contiguous int32 array of shape [{len(env_id)}] is needed")
-        if len(env_id) == 0 or env_id.min() < 0 or env_id.max() >= self.num_envs:
-            raise ValueError(f"env_id: ids from 0 to {self.num_envs - 1} are needed")
+                raise ValueError(f"{field}: a contiguous int32 array of one dimension is needed")
+        if len(action) != len(env_id) or len(env_id) == 0:
+            raise ValueError(f"action: {len(action)} actions for {len(env_id)} envs; give one for each of at least one")
+        if env_id.min() < 0 or env_id.max() >= self.num_envs:
+            raise ValueError(f"env_id: {env_id.min()} to {env_id.max()} given; ids go from 0 to {self.num_envs - 1}")
         if action.min() < 0 or action.max() >= self.num_actions:
             raise ValueError(
-                f"action: {self.env} takes 0 to {self.num_actions - 1}, got {action.min()} to {action.max()}"
+                f"action: {action.min()} to {action.max()} given; {self.env} takes 0 to {self.num_actions - 1}"
             )
         waiting = np.count_nonzero(self._awaits_action_N)
         if not self._awaits_action_N[env_id].all():
@@ -228,10 +245,10 @@ class VectorEnv:
         self._pool.send(action, env_id)
 
     def close(self) -> None:
-        """Lets go of the pool; its threads end with it."""
+        """Lets go of the pool; its threads end with it. Arrays that were received stay valid."""
         if self._watchdog is not None:
             self._watchdog.close()
-        self._pool = None
+        self._watchdog = self._pool = None
 
     def _check_usable(self) -> None:
         if self._pool is None:

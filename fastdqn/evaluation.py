@@ -1,7 +1,7 @@
 """Playing games to score an agent: the protocol and nothing else.
 
-Each env plays a fixed quota of games and every one of them counts. Taking the first games to finish instead would favour
-short games, and in most games a short game is a poor one.
+Each env plays a fixed quota of games and every one of them counts. Taking the first games to finish instead would
+favour short games, and in most games a short game is a poor one.
 """
 
 import hashlib
@@ -231,8 +231,8 @@ def format_result(result: dict[str, Any]) -> str:
     lines = [
         f"{result['env']} after {result['frames']:,} frames: {result['episodes']} games, protocol {result['protocol']} "
         f"(sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g})",
-        f"mean {result['score_mean']:.2f}   median {result['score_median']:.2f}   95 % interval {low:.2f} to {high:.2f} "
-        "(bootstrap over these games of one agent)",
+        f"mean {result['score_mean']:.2f}   median {result['score_median']:.2f}   95 % interval {low:.2f} to "
+        f"{high:.2f} (bootstrap over these games of one agent)",
         f"lowest {result['score_min']:.0f}   highest {result['score_max']:.0f}   mean length "
         f"{result['length_mean']:.0f} env steps   {result['capped_games']} cut at the step cap",
         "human-normalised: no published human score"

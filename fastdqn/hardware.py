@@ -47,7 +47,7 @@ def nvidia_without_cuda() -> str | None:
     if not seen or torch.cuda.is_available():
         return None
     build = "is a CPU build" if torch.version.cuda is None else f"is built for CUDA {torch.version.cuda}"
-    return f"this machine has an NVIDIA device, but torch {torch.__version__} {build} and cannot use it; training on the CPU"
+    return f"this machine has an NVIDIA device, but torch {torch.__version__} {build}; training on the CPU"
 
 
 def environment() -> dict[str, Any]:

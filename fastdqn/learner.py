@@ -61,7 +61,7 @@ class Learner:
         return getattr(self.online, "compute_dtype", self._params[0].dtype)
 
     def warm_up(self, obs: Tensor, batch_size: int) -> None:
-        """Compiles both functions on `obs` [B, ...] of the shape that `act` will see. Changes no weight and no counter."""
+        """Compiles both functions for `obs` [B, ...] as `act` will see it. Changes no weight and no counter."""
         with torch.no_grad():
             self._q_values(obs)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()

@@ -94,7 +94,7 @@ class EpisodeTracker:
 
 
 class PhaseTimer:
-    """Host seconds per phase. On a GPU "learn" is the time to queue the work, and waiting for it shows up under "act"."""
+    """Host seconds per phase. On a GPU "learn" is the time to queue the work; waiting for it shows up under "act"."""
 
     def __init__(self, *names: str) -> None:
         self.seconds = dict.fromkeys(names, 0.0)

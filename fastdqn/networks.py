@@ -74,4 +74,5 @@ class QNetwork(nn.Module):
         self.compute_dtype = compute_dtype
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.head(self.encoder(obs.to(self.compute_dtype))).float()
+        # the head stays in float32: bfloat16 has 8 bits, fewer than the gaps between Q-values of a good state need
+        return self.head(self.encoder(obs.to(self.compute_dtype)).float())

@@ -64,7 +64,7 @@ def stack_rows(done: Tensor, lane: Tensor, row: Tensor, stack: int, lane_length:
 
 
 def n_step_return(reward: Tensor, terminal: Tensor, done: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, discount and number of steps m of windows [N, n] of the n rows after a start. float32, float32, int64 [N]"""
+    """Return, discount and steps m over the n rows after each start. [N, n] -> float32, float32, int64 [N]"""
     going_on = ~(terminal | done)
     counts = torch.cat([torch.ones_like(going_on[:, :1]), going_on[:, :-1]], 1).long().cumprod(1)
     powers = gamma ** torch.arange(reward.shape[1], device=reward.device, dtype=torch.float32)
@@ -175,7 +175,10 @@ class ReplayRing:
 
     def sample(self, batch_size: int) -> Batch:
         """A uniform draw over exactly the starts, with replacement. Advances the ring's random stream."""
-        lane, row, found = self._draw(batch_size)
+        return self.transitions(*self._draw(batch_size))
+
+    def transitions(self, lane: Tensor, row: Tensor, found: Tensor) -> Batch:
+        """The transitions that begin at row number `row` of `lane`; those not `found` get weight 0. [N] each"""
         window = flat_row(
             lane[:, None], row[:, None] + torch.arange(1, self.n_step + 1, device=row.device), self.lane_length
         )

@@ -188,11 +188,11 @@ class Run:
             f"run       {self.folder.path}",
             f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, at most "
             f"{count(envs.max_episode_steps)} env steps a game{fire}",
-            f"budget    {config.total_frames:,} frames = {config.total_env_steps:,} env steps of {config.action_repeat}",
+            f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
             f"replay    {ring.num_envs * ring.lane_length:,} frames, {ring.nbytes / 1e9:.2f} GB on {self.device} "
             f"({free_bytes(self.device) / 1e9:.1f} GB still free), {ring.num_envs} lanes of {ring.lane_length:,}",
             f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
-            f"updates of {config.batch_size} per env step, target copied every {config.target_update_period:,} env steps",
+            f"updates of {config.batch_size} per env step, target copied every {config.target_update_period:,}",
             f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
             f"{config.epsilon_decay_steps:,} env steps",
             f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if self.learner.compiled else 'eager'}; "

@@ -1,7 +1,7 @@
 """When things are due, as exact functions of env steps.
 
-Nothing here counts groups or calls `step % period == 0`: a group of B envs moves the clock by up to B env steps at once,
-and a period that B does not divide would fire late or never. Instead each event has an exact due step, in rational
+Nothing here counts groups or calls `step % period == 0`: a group of B envs moves the clock by up to B env steps at
+once, and a period that B does not divide would fire late or never. Instead each event has an exact due step, in rational
 arithmetic, and a group runs the events whose step it crossed, in order. So `num_envs` changes speed, not the algorithm.
 """
 

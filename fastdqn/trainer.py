@@ -30,37 +30,43 @@ def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> Trai
         UsageError: a value that cannot work on this machine, before anything has started.
     """
     run = Run(config, command)
-    envs, ring, learner, clock, phase = run.envs, run.ring, run.learner, run.clock, run.phase
-    envs.start()
+    run.envs.start()
     with StopRequest() as stop, no_garbage_collection(), run:
-        while clock.env_steps < run.config.total_env_steps and stop.signal is None:
-            with phase("env"):
-                step = envs.recv()
-            before, clock.env_steps = clock.env_steps, clock.env_steps + int(np.count_nonzero(~step.first))
-            with phase("append"):
-                rows = to_device(step, run.device)
-                ring.append(**rows)
-            with phase("act"):
-                env_id = rows["env_id"]
-                learner.epsilon.fill_(run.epsilon())
-                action = fire_where_lost(learner.act(ring.latest(env_id)), rows["life_lost"], run.fire_action)
-                ring.record_action(env_id, action)
-                envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)  # host sync 1 of 2: the actions
-            with phase("learn"):
-                for event in run.schedule.events(before, clock.env_steps):
-                    if event == "update":
-                        clock.updates += 1
-                        learner.update(*ring.sample(run.config.batch_size)[:6])
-                    else:
-                        clock.target_syncs += 1
-                        learner.sync_target()
-            with phase("log"):
-                run.episodes.add(step.env_id, step.score, step.first, step.terminated, step.truncated, clock.env_steps)
+        while run.clock.env_steps < run.config.total_env_steps and stop.signal is None:
+            step_group(run)
+            with run.phase("log"):
                 if run.log_due():
                     run.log()  # host sync 2 of 2: the sums of the log period
                 if run.checkpoint_due():
                     run.save()
     return TrainResult(run.summary(), stop.exit_code)
+
+
+def step_group(run: Run) -> None:
+    """One iteration: a group of games has stepped; store it, act for it, send it on, and learn while it plays."""
+    ring, learner, clock, phase = run.ring, run.learner, run.clock, run.phase
+    with phase("env"):
+        step = run.envs.recv()
+    before, clock.env_steps = clock.env_steps, clock.env_steps + int(np.count_nonzero(~step.first))
+    with phase("append"):
+        rows = to_device(step, run.device)
+        ring.append(**rows)
+    with phase("act"):
+        env_id = rows["env_id"]
+        learner.epsilon.fill_(run.epsilon())
+        action = fire_where_lost(learner.act(ring.latest(env_id)), rows["life_lost"], run.fire_action)
+        ring.record_action(env_id, action)
+        run.envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)  # host sync 1 of 2: the actions
+    with phase("learn"):
+        for event in run.schedule.events(before, clock.env_steps):
+            if event == "update":
+                clock.updates += 1
+                learner.update(*ring.sample(run.config.batch_size)[:6])
+            else:
+                clock.target_syncs += 1
+                learner.sync_target()
+    with phase("log"):
+        run.episodes.add(step.env_id, step.score, step.first, step.terminated, step.truncated, clock.env_steps)
 
 
 def to_device(step: EnvStep, device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,101 @@
+"""The command line as a user meets it: exit codes, messages, units, and what `--help` imports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fastdqn.checkpoint import load
+from fastdqn.cli import _expand_counts, main
+from fastdqn.config import Config
+
+
+def fastdqn(*argv: str, timeout: float = 180) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "fastdqn", *argv], capture_output=True, text=True, timeout=timeout)
+
+
+def test_help_lists_every_flag_and_imports_neither_torch_nor_envpool() -> None:
+    script = (
+        "import sys\nfrom fastdqn.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert not {'torch', 'envpool', 'numpy'} & set(sys.modules), 'heavy imports'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for flag in Config.__dataclass_fields__:
+        assert f"--{flag.replace('_', '-')}" in done.stdout
+    assert "Rainbow" in done.stdout and "[γ]" in done.stdout
+
+
+def test_no_command_and_help_print_the_commands(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0
+    assert main([]) == 2
+    assert "train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--env", "Pog"], "error: env=Pog: no such game; the nearest are Pong"),
+        (["train", "--preset", "fasst"], "error: preset=fasst: no such preset; the nearest are fast"),
+        (["train", "--gamma", "1.5"], "error: gamma=1.5: give a number from 0 to 1"),
+        (["train", "--learning-starts", "100"], "error: learning_starts=100: 64 envs need 8 rows each"),
+        (["train", "--replay-capacity", "9B"], "error: replay_capacity=9000000000: needs"),
+        (["train", "--env", "CartPole-v1", "--fire-after-life-loss", "on"], "error: fire_after_life_loss=on"),
+        (["train", "--device", "cuda"], "error: device=cuda"),
+        (["eval", "no/such/run"], "error: run=no/such/run: holds no run"),
+        (["trian"], "error: trian: no such command"),
+    ],
+)
+def test_a_wrong_value_is_one_line_on_stderr_and_exit_code_2(argv: list[str], message: str, capsys) -> None:
+    import torch
+
+    if "cuda" in argv and torch.cuda.is_available():
+        argv, message = ["train", "--gamma", "7"], "error: gamma=7"
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
+
+
+def test_a_capacity_that_does_not_fit_names_one_that_does(capsys: pytest.CaptureFixture) -> None:
+    main(["train", "--replay-capacity", "9B"])
+    message = capsys.readouterr().err
+    assert "GB on cpu" in message or "GB on cuda" in message
+    largest = int(message.split("--replay-capacity ")[1])
+    assert 0 < largest < 9_000_000_000 and largest % 64 == 0
+
+
+def test_a_wrong_flag_gives_the_parsers_message_and_exit_code_2() -> None:
+    done = fastdqn("train", "--num-env", "64")
+    assert done.returncode == 2 and "num-env" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_counts_take_human_units_after_count_flags_only() -> None:
+    counts = {"total-frames", "replay-capacity"}
+    argv = ["--total-frames", "40M", "--replay_capacity=1e6", "--run-dir", "40M", "--total-frames", "2.5k", "--seed", "1k"]
+    assert _expand_counts(argv, counts) == [
+        "--total-frames", "40000000", "--replay_capacity=1000000", "--run-dir", "40M", "--total-frames", "2500",
+        "--seed", "1k",
+    ]  # fmt: skip
+    assert _expand_counts(["--total-frames", "many"], counts) == ["--total-frames", "many"]
+
+
+def test_fastdqn_train_with_nothing_else_trains_breakout_to_its_first_updates(tmp_path) -> None:
+    """`fastdqn train --num-envs 64` at full size: the 7 GB ring, the compiled network, preset fast."""
+    run = tmp_path / "run"
+    done = fastdqn("train", "--num-envs", "64", "--total-frames", "84k", "--run-dir", str(run), "--json", timeout=420)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    expected = {"run_dir", "frames", "env_steps", "updates", "episodes", "score_mean_100", "frames_per_second"}
+    assert expected | {"wall_seconds"} <= summary.keys()
+    assert summary["env_steps"] >= 21_000 and summary["frames"] == 4 * summary["env_steps"]
+    assert summary["updates"] == (summary["env_steps"] - 20_000) * 8 // 256 > 0
+    assert summary["failed_slots"] == 0
+    assert "7.06 GB" in done.stderr and "Breakout-v5: 4 actions" in done.stderr and "eta=" in done.stderr
+    assert load(run / "checkpoints").state["updates"] == summary["updates"]
+    for name in ("config.toml", "command.txt", "environment.json", "metrics.jsonl", "episodes.csv", "status.json"):
+        assert (run / name).stat().st_size > 0
+    again = fastdqn("train", "--run-dir", str(run))
+    assert again.returncode == 2 and "already holds a run" in again.stderr

@@ -1,0 +1,104 @@
+"""Every default in one place, a round trip through TOML, and refusals that name field, value and remedy."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from fastdqn.config import Config, UsageError, load_preset, preset_names
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_resolves_and_survives_a_round_trip(name: str, tmp_path) -> None:
+    config, _ = load_preset(name).resolved()
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert Config.load(path) == config
+    assert config.preset == name
+
+
+def test_a_round_trip_keeps_awkward_values(tmp_path) -> None:
+    config = replace(Config(), run_dir='a "quoted" \\ path\nwith a break', learning_rate=1e-7, gamma=0.1 + 0.2)
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert Config.load(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gama = 0.9", "unknown field gama; did you mean gamma"),
+        ("num_envs = 1.5", "num_envs=1.5 has the wrong type"),
+        ("num_envs = true", "num_envs=True has the wrong type"),
+        ("gamma = nan", "gamma=nan has the wrong type"),
+        ('loss = "l1"', "loss='l1' has the wrong type"),
+        ("num_envs = ", "not TOML"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(text: str, message: str, tmp_path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_envs", 0),
+        ("total_frames", 0),
+        ("gamma", 1.5),
+        ("gamma", float("nan")),
+        ("epsilon_end", -0.1),
+        ("replay_ratio", float("inf")),
+        ("replay_capacity", 100),
+        ("learning_starts", 64 * 8 - 1),
+        ("learning_rate", 0.0),
+        ("frame_stack", 9),
+        ("n_step", 0),
+        ("seed", -1),
+        ("batch_size", 0),
+        ("max_episode_steps", 0),
+        ("env", "Brekout"),
+        ("encoder", "mlp"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_in_one_line_that_names_it(field: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{field}=") as error:
+        replace(Config(), **{field: value}).resolved()
+    assert "\n" not in str(error.value) and ";" in str(error.value) or ":" in str(error.value)
+
+
+def test_learning_starts_at_its_floor_is_accepted() -> None:
+    assert replace(Config(), learning_starts=64 * 8).resolved()[0].learning_starts == 64 * 8
+
+
+def test_the_ale_spelling_means_sticky_actions_unless_a_flag_says_otherwise() -> None:
+    config, notes = replace(Config(), env="ALE/Breakout-v5").resolved()
+    assert config.sticky_actions == 0.25 and config.env == "Breakout-v5" and "sticky" in notes[0]
+    assert replace(Config(), env="ALE/Breakout-v5", sticky_actions=0.0).resolved()[0].sticky_actions == 0.0
+    assert Config().resolved()[0].sticky_actions == 0.0
+
+
+def test_a_vector_task_under_an_image_preset_is_unstacked_and_says_so() -> None:
+    config, notes = replace(Config(), env="CartPole-v1").resolved()
+    assert (config.frame_stack, config.encoder, config.action_repeat) == (1, "mlp", 1)
+    assert any("frame_stack 4 -> 1" in note for note in notes)
+
+
+def test_frames_and_env_steps_differ_by_the_frame_skip_on_atari_only() -> None:
+    assert replace(Config(), total_frames=4_001).total_env_steps == 1_001
+    assert replace(Config(), env="CartPole-v1", total_frames=4_001).total_env_steps == 4_001
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="preset=quik: no such preset; the nearest are quick"):
+        load_preset("quik")
+
+
+def test_every_field_is_documented() -> None:
+    import inspect
+
+    source = inspect.getsource(Config)
+    for field in fields(Config):
+        after = source.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1]
+        assert after.lstrip().startswith('"""'), f"{field.name} has no line of help"

@@ -1,0 +1,96 @@
+"""What a person sees, rendered at two widths and read back."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fastdqn.dashboard import Dashboard, clock, count, duration, panel, plain_line
+from fastdqn.metrics import Snapshot
+
+SNAPSHOT = Snapshot(
+    run_name="Breakout__fast__s1", env="Breakout-v5", preset="fast", frames=12_300_000, total_frames=40_000_000,
+    env_steps=3_075_000, updates=768_000, episodes=1_932, wall_seconds=312.0, frames_per_second_10s=41_234.0,
+    frames_per_second_60s=40_800.0, eta_seconds=678.0, score_mean_100=14.6, epsilon=0.01, loss=0.0123, q_mean=1.8312,
+    phase_seconds={"env": 1.0, "act": 1.0, "append": 0.0, "learn": 7.9, "log": 0.1}, memory_bytes=3_100_000_000,
+    gpu_memory_bytes=None,
+)  # fmt: skip
+EMPTY = Snapshot(
+    run_name="x", env="Pong-v5", preset="fast", frames=0, total_frames=1, env_steps=0, updates=0, episodes=0,
+    wall_seconds=0.0, frames_per_second_10s=0.0, frames_per_second_60s=0.0, eta_seconds=None, score_mean_100=None,
+    epsilon=1.0, loss=None, q_mean=None, phase_seconds={}, memory_bytes=0, gpu_memory_bytes=8_000_000_000,
+)  # fmt: skip
+
+
+def rendered(snapshot: Snapshot, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(panel(snapshot))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_panel_shows_every_figure_within_its_width(width: int) -> None:
+    text = rendered(SNAPSHOT, width)
+    for figure in ("12.3M/40.0M", "30.8%", "ETA 11m18s", "41.2k", "40.8k", "14.60", "1.93k", "0.0123", "1.831", "0.010",
+                   "768.0k", "learn 79%", "3.1 GB", "Breakout-v5"):  # fmt: skip
+        assert figure in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_run_without_figures_yet_is_drawn_too() -> None:
+    text = rendered(EMPTY, 80)
+    assert "score -" in text and "ETA ?" in text and "gpu 8.0 GB" in text
+
+
+def test_the_plain_line_can_be_searched_by_key() -> None:
+    line = plain_line(SNAPSHOT)
+    values = dict(pair.split("=") for pair in line.split()[1:])
+    assert line.startswith("[00:05:12] ") and "\n" not in line
+    assert values["frames"] == "12.3M/40.0M" and values["fps10"] == "41.2k" and values["score100"] == "14.60"
+    assert values["eta"] == "11m18s" and values["updates"] == "768.0k"
+
+
+def test_plain_mode_prints_once_per_period_and_the_last_state_at_the_end() -> None:
+    stream = io.StringIO()
+    dashboard = Dashboard("auto", stream, plain_seconds=3600)
+    assert dashboard.mode == "plain"  # a StringIO is no terminal
+    dashboard.print_plan(["run x"])
+    for _ in range(5):
+        dashboard.update(SNAPSHOT)
+    assert stream.getvalue() == "run x\n"
+    dashboard.close()
+    assert stream.getvalue().count("frames=12.3M") == 1
+
+
+def test_plain_mode_without_a_period_prints_every_update_as_one_line_however_long() -> None:
+    stream = io.StringIO()
+    dashboard = Dashboard("plain", stream, plain_seconds=0)
+    dashboard.update(SNAPSHOT)
+    dashboard.update(EMPTY)
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_quiet_prints_nothing() -> None:
+    stream = io.StringIO()
+    dashboard = Dashboard("quiet", stream, plain_seconds=0)
+    dashboard.print_plan(["run x"])
+    dashboard.update(SNAPSHOT)
+    dashboard.close()
+    assert stream.getvalue() == ""
+
+
+def test_live_mode_draws_without_a_thread_of_its_own_and_leaves_one_line() -> None:
+    import threading
+
+    stream, before = io.StringIO(), threading.active_count()
+    dashboard = Dashboard("live", stream, live_seconds=0)
+    dashboard.update(SNAPSHOT)
+    assert threading.active_count() == before
+    dashboard.close()
+    assert stream.getvalue().rstrip().splitlines()[-1].startswith("[00:05:12] frames=12.3M/40.0M")
+
+
+def test_figures_are_short_and_unambiguous() -> None:
+    assert [count(value) for value in (7, 999, 1_234, 40_000_000, 2_147_483_647)] == ["7", "999", "1.23k", "40.0M", "2.15B"]
+    assert [duration(value) for value in (42, 312, 3_720)] == ["42s", "5m12s", "1h02m"]
+    assert clock(3_661) == "01:01:01"

@@ -1,0 +1,75 @@
+"""Scores never leak, rates are rates, and memory is asked for before it is needed."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from fastdqn.memory import check_fits, free_bytes, required_bytes
+from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, resident_bytes
+
+CPU = torch.device("cpu")
+
+
+def add(tracker: EpisodeTracker, env: int, score: float, *, first=False, terminated=False, truncated=False) -> None:
+    flag = [np.array([value]) for value in (first, terminated, truncated)]
+    tracker.add(np.array([env]), np.array([score]), *flag, env_steps=0)
+
+
+def test_a_score_restarts_after_a_truncation_as_after_a_game_over(tmp_path) -> None:
+    tracker = EpisodeTracker(2, tmp_path / "episodes.csv")
+    for end in ({"truncated": True}, {"terminated": True}, {"truncated": True}):
+        add(tracker, 1, 99.0, first=True)
+        for _ in range(4):
+            add(tracker, 1, 2.0)
+        add(tracker, 1, 2.0, **end)
+    tracker.close()
+    assert list(tracker.last_100) == [10.0, 10.0, 10.0]
+    rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
+    assert [(row["r"], row["l"], row["truncated"]) for row in rows] == [("10.0", "5", "1"), ("10.0", "5", "0"), ("10.0", "5", "1")]
+
+
+def test_the_mean_is_over_the_last_hundred_games_only() -> None:
+    tracker = EpisodeTracker(1)
+    assert tracker.score_mean_100 is None
+    for game in range(150):
+        add(tracker, 0, 0.0, first=True)
+        add(tracker, 0, float(game), terminated=True)
+    assert tracker.episodes == 150 and tracker.score_mean_100 == np.mean(range(50, 150))
+
+
+def test_a_rate_is_taken_over_its_window() -> None:
+    window = RateWindow(10)
+    assert window.add(0.0, 0) == 0.0
+    assert window.add(5.0, 500) == 100.0
+    for second in range(6, 40):
+        rate = window.add(float(second), 500 + 200 * (second - 5))
+    assert rate == 200.0
+
+
+def test_phases_add_up_even_when_one_raises() -> None:
+    phase = PhaseTimer("a", "b")
+    with phase("a"):
+        pass
+    with pytest.raises(KeyError), phase("b"):
+        raise KeyError
+    assert phase.seconds["a"] > 0 and phase.seconds["b"] > 0
+
+
+def test_resident_memory_is_that_of_a_process_with_torch_in_it() -> None:
+    assert 50e6 < resident_bytes() < free_bytes(CPU) + 100e9
+
+
+def test_a_million_atari_frames_are_seven_gigabytes() -> None:
+    assert required_bytes(1_000_000, 64, (84, 84), torch.uint8) == 1_000_000 * (7_056 + 8) + 64 * 8
+
+
+def test_a_capacity_that_does_not_fit_is_refused_with_one_that_does() -> None:
+    shape = {"num_envs": 64, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": CPU}
+    with pytest.raises(ValueError, match=r"replay_capacity=\d+: needs .* GB on cpu, .* GB are free") as error:
+        check_fits(capacity=10**9, reserve_bytes=10**9, **shape)
+    largest = int(str(error.value).split("--replay-capacity ")[1])
+    assert largest % 64 == 0 and largest > 0
+    check_fits(capacity=largest * 9 // 10 // 64 * 64, reserve_bytes=10**9, **shape)
+    check_fits(capacity=1_000, **shape)

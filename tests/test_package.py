@@ -1,0 +1,94 @@
+"""What the repository promises about itself: commands, import order, and what must never appear in the code."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastdqn"
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+
+# A module imports only from rows below its own.
+ROWS = [
+    {"__main__"},
+    {"cli"},
+    {"trainer"},
+    {"run", "evaluation"},
+    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "signals"},
+    {"metrics", "networks", "losses", "exploration", "schedules", "memory", "watchdog"},
+    {"hardware", "rng", "config"},
+    {"atari"},
+    {"__init__"},
+]
+SEES_CONFIG = {"cli", "trainer", "run", "evaluation"}
+
+
+def imports_of(module: str) -> set[str]:
+    """The fastdqn modules that `module` imports, anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fastdqn":
+            parts = node.module.split(".")[1:]
+            names = parts[:1] or [name.name if name.name in MODULES else "__init__" for name in node.names]
+            found.update(names)
+        if isinstance(node, ast.Import):
+            found.update(name.name.split(".")[1] for name in node.names if name.name.startswith("fastdqn."))
+    return found
+
+
+def test_imports_point_downward_only() -> None:
+    row_of = {module: row for row, modules in enumerate(ROWS) for module in modules}
+    assert set(MODULES) == set(row_of), "a new module needs its place in ROWS"
+    for module in MODULES:
+        for imported in imports_of(module):
+            assert row_of[imported] > row_of[module], f"{module} imports {imported}, which is not below it"
+
+
+def test_only_four_rooms_see_the_config_object() -> None:
+    assert {module for module in MODULES if "config" in imports_of(module)} == SEES_CONFIG
+
+
+def test_only_envs_imports_envpool() -> None:
+    importers = {module for module in MODULES if re.search(r"(import|from) envpool", (PACKAGE / f"{module}.py").read_text())}
+    assert importers == {"envs"}
+
+
+def test_only_the_learner_compiles() -> None:
+    assert {m for m in MODULES if "torch.compile(" in (PACKAGE / f"{m}.py").read_text()} == {"learner"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_that_can_run_code_is_loaded(module: str) -> None:
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {name.name for name in node.names} | {getattr(node, "module", None)}
+            assert not names & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"torch.load", "np.load", "numpy.load", "eval", "exec"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_is_no_longer_than_400_lines(module: str) -> None:
+    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 400
+
+
+def test_the_training_loop_fits_on_one_screen() -> None:
+    tree = ast.parse((PACKAGE / "trainer.py").read_text())
+    (train,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train")
+    assert train.end_lineno is not None and train.end_lineno - train.lineno < 80
+
+
+def test_continuous_integration_runs_the_readmes_own_test_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = [line for line in readme.splitlines() if line.startswith("python3 -m venv .venv && ")]
+    assert len(commands) == 2
+    assert commands[0].endswith("fastdqn train --num-envs 64 --preset quick")
+    assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert commands[1].endswith(".venv/bin/pytest")
+
+
+def test_torch_is_pinned_without_a_local_suffix() -> None:
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in pins

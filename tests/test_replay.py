@@ -1,0 +1,149 @@
+"""The ring against a list-of-games model, its draw against the uniform law, and its size against 2^31."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from replay_oracle import Case, check
+
+from fastdqn import replay
+from fastdqn.replay import ReplayRing
+
+CPU = torch.device("cpu")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    stack, n_step = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    return Case(
+        seed=draw(st.integers(0, 2**32)),
+        lanes=draw(st.integers(1, 3)),
+        lane_length=draw(st.integers(max(6, stack + n_step + 1), 16)),
+        stack=stack,
+        n_step=n_step,
+        rounds=draw(st.integers(1, 50)),
+        end_rate=draw(st.sampled_from([0.02, 0.15, 0.4])),
+        life_loss_terminal=draw(st.booleans()),
+        reward_clip=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=2_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases())
+def test_every_start_and_only_starts_read_back_as_the_games_were_played(case: Case) -> None:
+    check(replay, case)
+
+
+@pytest.mark.long
+@settings(max_examples=1_000_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(cases())
+def test_a_million_histories_read_back_as_they_were_played(case: Case) -> None:
+    check(replay, case)
+
+
+def random_ring(seed: int = 0, *, lanes: int = 5, lane_length: int = 40, uneven: bool = True) -> ReplayRing:
+    """A ring of vectors filled past its end in most lanes, with many game ends."""
+    ring = ReplayRing(
+        capacity=lanes * lane_length,
+        num_envs=lanes,
+        obs_shape=(1,),
+        obs_dtype=torch.float32,
+        stack=1,
+        n_step=3,
+        gamma=0.9,
+        reward_clip=False,
+        life_loss_terminal=False,
+        seed=seed,
+        device=CPU,
+    )
+    torch.manual_seed(seed)
+    for step in range(2 * lane_length):
+        lane = torch.arange(lanes if not uneven or step % 3 else lanes - 2)
+        done = torch.rand(len(lane)) < 0.2
+        flags = torch.zeros(len(lane), dtype=torch.bool)
+        ring.append(lane, torch.full((len(lane), 1), float(step)), torch.rand(len(lane)), done, done, flags)
+    return ring
+
+
+def test_sampling_is_uniform_over_exactly_the_starts() -> None:
+    for ring in (random_ring(1), random_ring(2, lane_length=9)):
+        starts = ring.starts().view(-1)
+        counts = torch.zeros(starts.numel(), dtype=torch.int64)
+        for _ in range(100):
+            counts += torch.bincount(ring.sample(10_000).index, minlength=starts.numel())
+        assert counts[~starts].sum() == 0, "a draw outside the starts"
+        seen, degrees = counts[starts].double(), int(starts.sum()) - 1
+        assert degrees > 10
+        chi_square = ((seen - seen.mean()) ** 2 / seen.mean()).sum().item()
+        assert abs(chi_square - degrees) < 5 * (2 * degrees) ** 0.5
+
+
+def test_a_ring_that_is_partly_filled_is_sampled_uniformly_too() -> None:
+    ring = random_ring(3, lane_length=400)
+    starts = ring.starts().view(-1)
+    index = torch.cat([ring.sample(10_000).index for _ in range(30)])
+    counts = torch.bincount(index, minlength=starts.numel())
+    assert counts[~starts].sum() == 0
+    seen, degrees = counts[starts].double(), int(starts.sum()) - 1
+    chi_square = ((seen - seen.mean()) ** 2 / seen.mean()).sum().item()
+    assert abs(chi_square - degrees) < 5 * (2 * degrees) ** 0.5
+
+
+def test_no_dummy_row_is_ever_sampled() -> None:
+    ring = random_ring(4)
+    for _ in range(100):
+        assert not ring.storage["done"].view(-1)[ring.sample(1_000).index].any()
+
+
+def test_a_slot_without_a_start_gets_weight_zero_and_is_counted() -> None:
+    ring = random_ring(5)
+    ring.storage["done"].fill_(True)
+    batch = ring.sample(32)
+    assert batch.weight.tolist() == [0.0] * 32
+    assert int(ring.failed_slots) == 32
+
+
+def test_the_draw_gives_the_same_rows_eager_and_compiled() -> None:
+    eager, compiled = random_ring(6), random_ring(6)
+    draw = torch.compile(compiled.sample, fullgraph=True, dynamic=False)
+    for _ in range(3):
+        assert torch.equal(eager.sample(50).index, draw(50).index)
+
+
+def test_capacity_is_allocated_at_once_and_nbytes_is_its_size() -> None:
+    ring = ReplayRing(
+        capacity=1_000, num_envs=10, obs_shape=(84, 84), obs_dtype=torch.uint8, stack=4, n_step=3, gamma=0.99,
+        reward_clip=True, life_loss_terminal=True, seed=0, device=CPU,
+    )  # fmt: skip
+    assert ring.storage["frame"].shape == (10, 100, 84, 84) and ring.storage["frame"].dtype == torch.uint8
+    assert ring.nbytes == 1_000 * (84 * 84 + 1 + 4 + 1 + 1 + 1) + 10 * 8
+
+
+def test_too_few_rows_per_lane_and_stacked_vectors_are_refused() -> None:
+    settings = {"num_envs": 4, "n_step": 3, "gamma": 0.9, "reward_clip": False, "life_loss_terminal": False, "seed": 0,
+                "device": CPU}  # fmt: skip
+    with pytest.raises(ValueError, match="replay_capacity=28"):
+        ReplayRing(capacity=28, obs_shape=(8, 8), obs_dtype=torch.uint8, stack=4, **settings)
+    with pytest.raises(ValueError, match="frame_stack=2"):
+        ReplayRing(capacity=100, obs_shape=(8,), obs_dtype=torch.float32, stack=2, **settings)
+
+
+def test_a_ring_of_more_than_two_gib_reads_back_every_region_eager_and_compiled() -> None:
+    """Row 304,348 holds byte 2^31; a 32-bit index anywhere would read the wrong frame or crash."""
+    rows = 310_000
+    ring = ReplayRing(
+        capacity=rows, num_envs=1, obs_shape=(84, 84), obs_dtype=torch.uint8, stack=2, n_step=1, gamma=0.99,
+        reward_clip=True, life_loss_terminal=True, seed=0, device=CPU,
+    )  # fmt: skip
+    assert ring.storage["frame"].nbytes > 2**31
+    lane, no, zero = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), torch.zeros(1)
+    places = [0, 1, 304_347, 304_348, 304_349, rows - 2, rows - 1]
+    for mark, row in enumerate(places, start=1):
+        ring.count.fill_(row)
+        ring.append(lane, torch.full((1, 84, 84), mark, dtype=torch.uint8), zero, no, no, no)
+    ring.count.fill_(rows)
+    expected = [[1, 1], [1, 2], [0, 3], [3, 4], [4, 5], [0, 6], [6, 7]]
+    where = torch.tensor(places)
+    for read in (ring._observation, torch.compile(ring._observation, fullgraph=True)):
+        obs = read(torch.zeros_like(where), where)
+        assert obs[:, :, 0, 0].tolist() == expected and obs[:, :, 83, 83].tolist() == expected

@@ -1,0 +1,165 @@
+"""The loop itself: it learns, it is deterministic when asked, it counts exactly, and it stops when told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastdqn import checkpoint, losses
+from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.run import Run
+from fastdqn.trainer import fire_where_lost, train
+
+TINY = replace(
+    Config(), env="Breakout", num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400, hidden_size=16,
+    target_update_period=100, total_frames=4_000, compile=False, precision="fp32", ui="quiet", torch_threads=2,
+)  # fmt: skip
+
+
+def quiet(preset: str, run_dir: Path, **changes) -> Config:
+    return replace(load_preset(preset), run_dir=str(run_dir), ui="quiet", compile=False, torch_threads=1, **changes)
+
+
+@pytest.fixture(autouse=True)
+def leave_no_global_settings():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(2)
+
+
+def test_catch_is_learned(tmp_path) -> None:
+    """Within 60,000 env steps, the preset's budget."""
+    summary = train(quiet("catch", tmp_path / "run")).summary
+    assert summary["env_steps"] < 60_000 + 16
+    assert summary["score_mean_100"] >= 0.9
+
+
+def test_a_broken_target_fails_the_catch_gate(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate can fail: bootstrapping from the worst next action instead of the best does not learn Catch."""
+
+    def worst(reward, discount, next_online_q, next_target_q):
+        return reward * 0 + discount * next_target_q.amin(dim=1)
+
+    monkeypatch.setattr(losses, "double_q_learning_target", worst)
+    assert train(quiet("catch", tmp_path / "run")).summary["score_mean_100"] < 0.9
+
+
+def test_cartpole_is_learned(tmp_path) -> None:
+    """Within 120,000 env steps, the preset's budget; the mean of the last 100 games, exploration included."""
+    summary = train(quiet("cartpole", tmp_path / "run")).summary
+    assert summary["env_steps"] < 120_000 + 16
+    assert summary["score_mean_100"] >= 400
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints").tensors["model"]
+
+
+def test_deterministic_runs_with_one_seed_end_bit_identical_and_another_seed_does_not(tmp_path) -> None:
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(replace(TINY, deterministic=True, seed=seed, run_dir=str(tmp_path / name)))
+        runs[name] = final_weights(tmp_path / name)
+    assert all(torch.equal(runs["a"][key], runs["b"][key]) for key in runs["a"])
+    assert not all(torch.equal(runs["a"][key], runs["c"][key]) for key in runs["a"])
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 16, 100, 257])
+def test_updates_syncs_and_epsilon_are_functions_of_env_steps_for_every_num_envs(num_envs: int, tmp_path) -> None:
+    config = quiet("catch", tmp_path / "run", num_envs=num_envs, total_frames=4_000, learning_starts=1_600,
+                   replay_ratio=0.7, batch_size=16, target_update_period=130)  # fmt: skip
+    summary = train(config).summary
+    steps = summary["env_steps"]
+    assert 4_000 <= steps < 4_000 + num_envs
+    assert summary["updates"] == (steps - 1_600) * 7 // 160
+    assert summary["target_syncs"] == (steps - 1_600) // 130
+    assert summary["frames"] == steps
+
+
+def test_the_loop_runs_events_in_the_order_of_a_scalar_simulation(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastdqn.learner import Learner
+
+    events: list[str] = []
+    monkeypatch.setattr(Learner, "update", lambda self, *batch: events.append("update"))
+    monkeypatch.setattr(Learner, "sync_target", lambda self: events.append("sync"))
+    config = quiet("catch", tmp_path / "run", num_envs=33, total_frames=3_000, learning_starts=1_000, replay_ratio=1.0,
+                   batch_size=10, target_update_period=25)  # fmt: skip
+    end = train(config).summary["env_steps"]
+    scalar = []
+    for step in range(1, end - 1_000 + 1):
+        scalar += ["update"] * (step % 10 == 0) + ["sync"] * (step % 25 == 0)
+    assert events == scalar and len(events) > 200
+
+
+def test_only_decisions_count_as_env_steps(tmp_path) -> None:
+    """Reset rows are no env steps: finished games of 9 decisions account for all steps but the unfinished ones."""
+    config = quiet("catch", tmp_path / "run", num_envs=8, total_frames=2_000, learning_starts=1_000)
+    summary = train(config).summary
+    lengths = [int(line.split(",")[1]) for line in (tmp_path / "run" / "episodes.csv").read_text().splitlines()[1:]]
+    assert set(lengths) == {9}
+    assert 0 <= summary["env_steps"] - sum(lengths) < 8 * 9
+
+
+def test_fire_is_executed_and_stored_after_a_lost_life(tmp_path) -> None:
+    action, lost = torch.tensor([0, 2, 3]), torch.tensor([False, True, False])
+    assert fire_where_lost(action, lost, 1).tolist() == [0, 1, 3]
+    assert fire_where_lost(action, lost, None).tolist() == [0, 2, 3]
+    rings = {}
+    for mode in ("auto", "off"):
+        run = Run(replace(TINY, fire_after_life_loss=mode, run_dir=str(tmp_path / mode)), ["test"])
+        run.envs.start()
+        for _ in range(600):
+            step = run.envs.recv()
+            env_id = torch.from_numpy(step.env_id.astype(np.int64))
+            arrays = step.obs, step.reward, step.terminated, step.done, step.life_lost
+            rows = [torch.from_numpy(array) for array in arrays]
+            run.ring.append(env_id, *rows)
+            action = fire_where_lost(run.learner.act(run.ring.latest(env_id)), rows[-1], run.fire_action)
+            run.ring.record_action(env_id, action)
+            run.envs.send(action.int().numpy(), step.env_id)
+        rings[mode] = run.ring.storage
+        run.envs.close()
+    stored = {mode: ring["action"][ring["life_lost"]] for mode, ring in rings.items()}
+    assert len(stored["auto"]) > 4 and (stored["auto"] == 1).all()
+    assert len(stored["off"]) > 4 and not (stored["off"] == 1).all()
+
+
+def test_a_run_that_cannot_start_is_refused_before_it_leaves_a_folder(tmp_path) -> None:
+    with pytest.raises(UsageError, match="replay_capacity="):
+        train(replace(TINY, replay_capacity=5_000_000_000, run_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_log_periods_rows_carry_cleanrls_tags(tmp_path) -> None:
+    train(replace(TINY, run_dir=str(tmp_path / "run")))
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    tags = {"global_step", "charts/episodic_return", "charts/SPS", "losses/td_loss", "losses/q_values"}
+    assert tags <= row.keys()
+    assert row["frames"] == 4 * row["global_step"] and row["losses/td_loss"] >= 0
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_saves_and_exits_with_its_signals_code(number: int, exit_code: int, tmp_path) -> None:
+    run = tmp_path / "run"
+    argv = ["train", "--preset", "catch", "--total-frames", "100M", "--no-compile", "--torch-threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastdqn", *argv, "--run-dir", str(run), "--json"], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None, "training ended by itself"
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    summary = json.loads(out.splitlines()[-1])
+    assert checkpoint.load(run / "checkpoints").state["env_steps"] == summary["env_steps"] > 0
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
