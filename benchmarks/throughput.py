@@ -72,7 +72,9 @@ def make_run(config: Config, replay_ratio: float, folder: str) -> Run:
     """A run of the training loop at epsilon 1 that learns from the first moment on, or never."""
     rows = config.num_envs * (config.frame_stack + config.n_step + 1)
     name = f"{folder}/{config.num_envs}-{replay_ratio}"
-    return Run(replace(config, replay_ratio=replay_ratio, learning_starts=rows, epsilon_end=1.0, run_dir=name), ["bench"])
+    return Run(
+        replace(config, replay_ratio=replay_ratio, learning_starts=rows, epsilon_end=1.0, run_dir=name), ["bench"]
+    )
 
 
 def ladder(config: Config, ratios: list[float], seconds: float, repeats: int) -> dict:
@@ -81,7 +83,9 @@ def ladder(config: Config, ratios: list[float], seconds: float, repeats: int) ->
         runs = {"act": make_run(config, 0.0, folder)}
         runs |= {f"train, replay ratio {ratio:g}": make_run(config, ratio, folder) for ratio in ratios}
         settings = runs["act"].envs
-        bare = VectorEnv(config.env, num_envs=config.num_envs, seed=7, num_threads=settings.num_threads, stall_seconds=0)
+        bare = VectorEnv(
+            config.env, num_envs=config.num_envs, seed=7, num_threads=settings.num_threads, stall_seconds=0
+        )
         rungs = {"alone": alone(bare)} | {name: trained(run) for name, run in runs.items()}
         for group in rungs.values():
             rate(group, min(2.0, seconds))  # warm-up: games under way, learning started

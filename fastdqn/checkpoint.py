@@ -100,7 +100,7 @@ def write(root: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state
         _verify(temporary, step)
         _sync_folder(temporary)
         if os.path.lexists(path):  # this step was saved before and is damaged
-            _remove(path)
+            _delete(path)
         os.rename(temporary, path)
         _sync_folder(root)
         with suppress(OSError):  # the new one is safe; what could not be removed now will be at the next save
@@ -289,19 +289,12 @@ def _remove_older(root: Path, newest: Path) -> None:
     """Keeps `newest` and the newest other one that still verifies, so that there is always one to fall back to."""
     kept = 1
     for path in checkpoints(root):
-        if path == newest or path.is_symlink():  # a link is not of our making: load refuses it, save leaves it alone
+        if path == newest:
             continue
         if kept < KEEP and _is_intact(path):
             kept += 1
         else:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """A kill halfway leaves a temporary name, not half a checkpoint."""
-    doomed = path.with_name(f"{_TEMPORARY}old_{path.name}")
-    os.rename(path, doomed)
-    _delete(doomed)
+            _delete(path)
 
 
 def _remove_leftovers(root: Path) -> None:
@@ -311,6 +304,7 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def _delete(path: Path) -> None:
+    """Follows no symlink. A kill halfway leaves a checkpoint with missing files: never intact, gone at the next save."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

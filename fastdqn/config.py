@@ -135,7 +135,8 @@ class Config:
         Raises:
             UsageError: a value that cannot work, or a combination.
         """
-        notes, changes = [], {"env": self.name.canonical}
+        notes: list[str] = []
+        changes: dict[str, Any] = {"env": self.name.canonical}
         if self.sticky_actions is None:
             changes["sticky_actions"] = self.name.sticky_actions or 0.0
             if self.name.note:

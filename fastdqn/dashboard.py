@@ -31,9 +31,8 @@ class Dashboard:
     def __init__(
         self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
     ) -> None:
-        stream = stream or sys.stdout
-        self.mode = ("live" if stream.isatty() else "plain") if mode == "auto" else mode
-        self._console = Console(file=stream, highlight=False, soft_wrap=self.mode == "plain")
+        self._console = Console(file=stream or sys.stdout, highlight=False)
+        self.mode = ("live" if self._console.is_terminal else "plain") if mode == "auto" else mode
         self._period = live_seconds if self.mode == "live" else plain_seconds
         self._drawn = time.monotonic()
         self._live: Live | None = None
@@ -47,7 +46,7 @@ class Dashboard:
         """Prints lines above the panel."""
         if self.mode != "quiet":
             for line in lines:
-                self._console.print(Text(line))
+                self._console.print(Text(line), soft_wrap=True)
 
     def update(self, snapshot: Snapshot) -> None:
         """Draws, if the last drawing is long enough ago."""
@@ -57,7 +56,7 @@ class Dashboard:
             return
         self._drawn = now
         if self.mode == "plain":
-            self._console.print(Text(plain_line(snapshot)))
+            self._console.print(Text(plain_line(snapshot)), soft_wrap=True)
             return
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -70,7 +69,7 @@ class Dashboard:
             self._live.stop()
             self._live = None
         if self._last is not None and self.mode != "quiet":
-            self._console.print(Text(plain_line(self._last)))
+            self._console.print(Text(plain_line(self._last)), soft_wrap=True)
             self._last = None
 
 

@@ -1,11 +1,13 @@
 """Playing games to score an agent: the protocol and nothing else.
 
 Each env plays a fixed quota of games and every one of them counts. Taking the first games to finish instead would
-favour short games, and in most games a short game is a poor one.
+favour short games, and in most games a short game is a poor one. The network computes in float32 whatever it trained
+in, so that a score does not depend on which machine has bfloat16.
 """
 
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +17,16 @@ import torch
 
 from fastdqn import checkpoint, hardware, rng
 from fastdqn.atari import human_normalized_score
+from fastdqn.checkpoint import Checkpoint, CheckpointError
 from fastdqn.config import Config, UsageError
-from fastdqn.envs import VectorEnv
+from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.exploration import epsilon_greedy
 from fastdqn.networks import QNetwork
 from fastdqn.replay import ReplayRing
 
 BOOTSTRAP_RESAMPLES = 10_000
+BOOTSTRAP_DRAWS_AT_ONCE = 1_000_000  # 8 MB of indices and 8 MB of scores
+PROTOCOLS = ("run", "sticky", "noop", "nature")
 
 
 class Protocol(NamedTuple):
@@ -40,10 +45,17 @@ def protocol_of(name: str, config: Config) -> Protocol:
     sticky: Machado et al. 2018, with Dopamine's epsilon: sticky actions 0.25, no help after a lost life, 108k frames.
     noop:   up to 30 no-ops, no sticky actions, 108k frames.
     nature: Mnih et al. 2015: up to 30 no-ops, 5 minutes of play (18k frames), epsilon 0.05.
+
+    Under noop and nature FIRE follows a lost life wherever it exists: an agent trained that way never learned to press
+    it and would stand still to the cap.
     """
-    if name == "run" or not config.name.is_atari:
+    if name not in PROTOCOLS:
+        raise UsageError(f"protocol={name}: no such protocol; use one of {', '.join(PROTOCOLS)}")
+    if name == "run":
         fire = config.fire_after_life_loss != "off"
         return Protocol(config.sticky_actions or 0.0, config.noop_max, config.max_episode_steps, fire, 0.001)
+    if not config.name.is_atari:
+        raise UsageError(f"protocol={name}: is about Atari games, {config.name.canonical} is none; use run")
     frames = {"sticky": 108_000, "noop": 108_000, "nature": 18_000}[name]
     cap = frames // config.frame_skip
     if name == "sticky":
@@ -60,108 +72,53 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
 
 def bootstrap_interval(scores: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean over these episodes (of one trained agent, not over seeds)."""
-    draws = np.random.default_rng(seed).choice(scores, size=(BOOTSTRAP_RESAMPLES, len(scores)))
-    low, high = np.percentile(draws.mean(axis=1), [2.5, 97.5])
+    generator = np.random.default_rng(seed)
+    means, rows = [], max(1, BOOTSTRAP_DRAWS_AT_ONCE // len(scores))
+    for done in range(0, BOOTSTRAP_RESAMPLES, rows):
+        size = (min(rows, BOOTSTRAP_RESAMPLES - done), len(scores))
+        means.append(generator.choice(scores, size=size).mean(axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
-
-
-def evaluate(
-    run: Path,
-    *,
-    episodes: int = 100,
-    epsilon: float | None = None,
-    protocol: str = "run",
-    num_envs: int = 0,
-    seed: int = 1,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Plays `episodes` games with the newest checkpoint of `run` and saves the result under its `eval/`.
-
-    Raises:
-        UsageError: no such run, or a value that cannot be.
-        CheckpointError: the run holds no checkpoint that can be trusted.
-    """
-    config = _config_of(run)
-    if not 1 <= episodes <= 100_000:
-        raise UsageError(f"episodes={episodes}: give a number from 1 to 100000")
-    if epsilon is not None and not 0 <= epsilon <= 1:
-        raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
-    if not 0 <= num_envs <= 4096:
-        raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda: this torch has no CUDA device; use --device cpu")
-    saved = checkpoint.load(run / "checkpoints")
-    rules = protocol_of(protocol, config)
-    epsilon = rules.epsilon if epsilon is None else epsilon
-    num_envs = min(num_envs or 64, episodes)
-    where = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
-    envs = VectorEnv(
-        config.env,
-        num_envs=num_envs,
-        seed=seed,
-        role="eval",
-        synchronous=True,
-        sticky_actions=rules.sticky_actions,
-        full_action_set=config.full_action_set,
-        noop_max=rules.noop_max,
-        max_episode_steps=rules.max_episode_steps,
-        frame_skip=config.frame_skip,
-    )
-    network = QNetwork(
-        tuple(saved.state["obs_shape"]), envs.num_actions, encoder=config.encoder, hidden_size=config.hidden_size
-    )
-    network.load_state_dict(saved.tensors["model"])
-    started = time.perf_counter()
-    games = play(
-        network.to(where).eval(),
-        envs,
-        quotas(episodes, num_envs),
-        frame_stack=config.frame_stack,
-        epsilon=epsilon,
-        fire_after_life_loss=rules.fire_after_life_loss,
-        seed=seed,
-        device=where,
-    )
-    scores = np.array([game.score for game in games])
-    result = {
-        "run": str(run),
-        "env": envs.env,
-        "protocol": protocol,
-        "sticky_actions": rules.sticky_actions,
-        "epsilon": epsilon,
-        "episodes": len(games),
-        "score_mean": float(scores.mean()),
-        "score_median": float(np.median(scores)),
-        "score_ci95": list(bootstrap_interval(scores)),
-        "score_min": float(scores.min()),
-        "score_max": float(scores.max()),
-        "human_normalized": human_normalized_score(envs.game, float(scores.mean())),
-        "distinct_games": len({game.fingerprint for game in games}),
-        "capped_games": sum(game.capped for game in games),
-        "length_mean": float(np.mean([game.length for game in games])),
-        "frames": saved.state["frames"],
-        "checkpoint": saved.path.name,
-        "seed": seed,
-        "wall_seconds": time.perf_counter() - started,
-        "cpu": hardware.cpu_name(),
-        "torch": torch.__version__,
-        "commit": hardware.commit(),
-    }
-    folder = run / "eval"
-    folder.mkdir(exist_ok=True)
-    temporary = folder / ".result.json"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(folder / f"{saved.path.name}__{protocol}__s{seed}.json")
-    return result
 
 
 class Game(NamedTuple):
     """One finished game that counts."""
 
+    env: int
     score: float
     length: int  # env steps
     capped: bool  # cut at the step cap
     fingerprint: bytes  # equal for two games in which the same was seen throughout
+
+
+class GameTally:
+    """Follows N envs and keeps the first `quota_N[i]` games of env i, no others. Scores are unclipped."""
+
+    def __init__(self, quota_N: np.ndarray) -> None:
+        self.games: list[Game] = []
+        self._left_N = quota_N.copy()
+        self._score_N = np.zeros(len(quota_N))
+        self._length_N = np.zeros(len(quota_N), np.int64)
+        self._seen_N = [hashlib.blake2b(digest_size=16) for _ in quota_N]
+
+    @property
+    def complete(self) -> bool:
+        return not self._left_N.any()
+
+    def add(self, step: EnvStep) -> None:
+        """Counts one group of rows."""
+        ids, done, first = step.env_id, step.done, step.first
+        self._score_N[ids] = np.where(first, 0.0, self._score_N[ids] + step.score)
+        self._length_N[ids] = np.where(first, 0, self._length_N[ids] + 1)
+        for row in np.flatnonzero(self._left_N[ids]):
+            env = int(ids[row])
+            if first[row]:
+                self._seen_N[env] = hashlib.blake2b(digest_size=16)
+            self._seen_N[env].update(step.obs[row].data)
+            if done[row]:
+                score, length, capped = float(self._score_N[env]), int(self._length_N[env]), bool(step.truncated[row])
+                self.games.append(Game(env, score, length, capped, self._seen_N[env].digest()))
+                self._left_N[env] -= 1
 
 
 @torch.no_grad()
@@ -177,11 +134,10 @@ def play(
     device: torch.device,
 ) -> list[Game]:
     """Plays until every env has filled its quota; later games of an env do not count."""
-    num_envs = envs.num_envs
     # the ring is the one way that frames become stacks, in training and here; a few rows are enough
     ring = ReplayRing(
-        capacity=num_envs * (frame_stack + 2),
-        num_envs=num_envs,
+        capacity=envs.num_envs * (frame_stack + 2),
+        num_envs=envs.num_envs,
         obs_shape=envs.obs_shape,
         obs_dtype=torch.uint8 if envs.is_atari else torch.float32,
         stack=frame_stack,
@@ -195,33 +151,120 @@ def play(
     key, share = rng.role_key(seed, "eval explore"), torch.tensor(epsilon, device=device)
     counter = torch.zeros((), dtype=torch.int64, device=device)
     fire = envs.fire_action if fire_after_life_loss else None
-    score_N, length_N, left_N = np.zeros(num_envs), np.zeros(num_envs, np.int64), quota_N.copy()
-    hashes = [hashlib.blake2b(digest_size=16) for _ in range(num_envs)]
-    games: list[Game] = []
+    tally = GameTally(quota_N)
     envs.start()
-    while left_N.any():
+    while True:
         step = envs.recv()
-        score_N[step.env_id] = np.where(step.first, 0.0, score_N[step.env_id] + step.score)
-        length_N[step.env_id] = np.where(step.first, 0, length_N[step.env_id] + 1)
-        for row, env in enumerate(step.env_id):
-            if step.first[row]:
-                hashes[env] = hashlib.blake2b(digest_size=16)
-            if left_N[env] > 0:
-                hashes[env].update(step.obs[row].data)
-            if step.done[row] and left_N[env] > 0:
-                left_N[env] -= 1
-                capped = bool(step.truncated[row])
-                games.append(Game(float(score_N[env]), int(length_N[env]), capped, hashes[env].digest()))
-        host = step.env_id.astype(np.int64), step.obs, step.reward, step.terminated, step.done, step.life_lost
-        env_id, *rows, life_lost = (torch.from_numpy(array).to(device) for array in host)
-        ring.append(env_id, *rows, life_lost)
+        tally.add(step)
+        if tally.complete:
+            return tally.games
+        env_id, life_lost = (
+            torch.from_numpy(array).to(device) for array in (step.env_id.astype(np.int64), step.life_lost)
+        )
+        obs, reward, terminated, done = (
+            torch.from_numpy(array).to(device) for array in (step.obs, step.reward, step.terminated, step.done)
+        )
+        ring.append(env_id, obs, reward, terminated, done, life_lost)
         action = epsilon_greedy(network(ring.latest(env_id)), share, key, counter)
         counter += 1
         if fire is not None:
             action = torch.where(life_lost, fire, action)
-        envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)
-    envs.close()
-    return games
+        envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)  # the one host sync of a step
+
+
+def evaluate(
+    run: Path,
+    *,
+    episodes: int = 100,
+    epsilon: float | None = None,
+    protocol: str = "run",
+    num_envs: int = 0,
+    seed: int = 1,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Plays `episodes` games with the newest checkpoint of `run` and saves the result under its `eval/`.
+
+    Args:
+        run: a folder that training left behind.
+        episodes: games that count, split evenly over the envs.
+        epsilon: share of random actions; None is the protocol's own.
+        protocol: see `protocol_of`.
+        num_envs: games played at once; 0 is one per episode, at most 64. More than there are episodes is as many as
+            there are: an env without a quota would be emulated for nothing.
+        seed: of the games and of the exploration; the streams are other ones than training's.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UsageError: no such run, or a value that cannot be.
+        CheckpointError: the run holds no checkpoint that can be trusted, or not one of the network it describes.
+    """
+    config = _config_of(run)
+    rules = protocol_of(protocol, config)
+    if not 1 <= episodes <= 100_000:
+        raise UsageError(f"episodes={episodes}: give a number from 1 to 100000")
+    if epsilon is not None and not 0 <= epsilon <= 1:
+        raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
+    if not 0 <= num_envs <= 4096:
+        raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda: this torch has no CUDA device; use --device cpu")
+    saved = checkpoint.load(run / "checkpoints")
+    epsilon = rules.epsilon if epsilon is None else epsilon
+    num_envs = min(num_envs or 64, episodes)
+    where = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+    started = time.perf_counter()
+    envs = _envs_of(config, rules, num_envs, seed)
+    try:
+        games = play(
+            _network_of(saved, config, envs).to(where),
+            envs,
+            quotas(episodes, num_envs),
+            frame_stack=config.frame_stack,
+            epsilon=epsilon,
+            fire_after_life_loss=rules.fire_after_life_loss,
+            seed=seed,
+            device=where,
+        )
+    finally:
+        envs.close()
+    result = {
+        "run": str(run),
+        "env": envs.env,
+        "protocol": protocol,
+        "sticky_actions": rules.sticky_actions,
+        "noop_max": rules.noop_max if envs.is_atari else None,
+        "max_episode_steps": envs.max_episode_steps,
+        "fire_after_life_loss": rules.fire_after_life_loss and envs.fire_action is not None,
+        "epsilon": epsilon,
+        "seed": seed,
+        "num_envs": num_envs,
+        **summarize(games, envs.game),
+        "checkpoint": saved.path.name,
+        "checkpoint_step": saved.step,
+        "frames": saved.state.get("frames", saved.step * config.action_repeat),
+        "wall_seconds": time.perf_counter() - started,
+        "device": where.type,
+        **hardware.environment(),
+    }
+    _store(result, run / "eval" / f"{saved.path.name}__{protocol}__s{seed}.json")
+    return result
+
+
+def summarize(games: list[Game], game: str) -> dict[str, Any]:
+    """The figures of a set of games. The interval is over these episodes and says nothing about other training seeds."""
+    scores = np.array([one.score for one in games])
+    return {
+        "episodes": len(games),
+        "score_mean": float(scores.mean()),
+        "score_median": float(np.median(scores)),
+        "score_ci95": list(bootstrap_interval(scores)),
+        "score_min": float(scores.min()),
+        "score_max": float(scores.max()),
+        "human_normalized": human_normalized_score(game, float(scores.mean())),
+        "distinct_games": len({one.fingerprint for one in games}),
+        "capped_games": sum(one.capped for one in games),
+        "length_mean": float(np.mean([one.length for one in games])),
+    }
 
 
 def format_result(result: dict[str, Any]) -> str:
@@ -233,7 +276,7 @@ def format_result(result: dict[str, Any]) -> str:
         f"(sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g})",
         f"mean {result['score_mean']:.2f}   median {result['score_median']:.2f}   95 % interval {low:.2f} to "
         f"{high:.2f} (bootstrap over these games of one agent)",
-        f"lowest {result['score_min']:.0f}   highest {result['score_max']:.0f}   mean length "
+        f"lowest {result['score_min']:g}   highest {result['score_max']:g}   mean length "
         f"{result['length_mean']:.0f} env steps   {result['capped_games']} cut at the step cap",
         "human-normalised: no published human score"
         if human is None
@@ -242,7 +285,8 @@ def format_result(result: dict[str, Any]) -> str:
     distinct, episodes = result["distinct_games"], result["episodes"]
     if distinct < episodes:
         lines.append(
-            f"only {distinct} of the {episodes} games were distinct: fewer independent games than the interval assumes"
+            f"warning: only {distinct} of the {episodes} games were distinct: fewer independent games than the "
+            "interval assumes"
         )
     else:
         lines.append(f"all {episodes} games were distinct")
@@ -253,3 +297,51 @@ def _config_of(run: Path) -> Config:
     if not (run / "config.toml").is_file():
         raise UsageError(f"run={run}: holds no run (no config.toml); name the folder that training printed")
     return Config.load(run / "config.toml")
+
+
+def _envs_of(config: Config, rules: Protocol, num_envs: int, seed: int) -> VectorEnv:
+    try:
+        return VectorEnv(
+            config.env,
+            num_envs=num_envs,
+            seed=seed,
+            role="eval",
+            synchronous=True,
+            sticky_actions=rules.sticky_actions,
+            full_action_set=config.full_action_set,
+            noop_max=rules.noop_max,
+            max_episode_steps=rules.max_episode_steps,
+            frame_skip=config.frame_skip,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _network_of(saved: Checkpoint, config: Config, envs: VectorEnv) -> QNetwork:
+    obs_shape = (config.frame_stack, *envs.obs_shape) if envs.is_atari else envs.obs_shape
+    trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
+    if trained != (obs_shape, envs.num_actions):
+        raise CheckpointError(
+            f"{saved.path}: trained on observations {trained[0]} with {trained[1]} actions, config.toml describes "
+            f"{obs_shape} with {envs.num_actions}; restore the config.toml of this run"
+        )
+    network = QNetwork(obs_shape, envs.num_actions, encoder=config.encoder, hidden_size=config.hidden_size)
+    try:
+        network.load_state_dict(saved.tensors["model"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{saved.path}: its model is not the network of config.toml (encoder={config.encoder}, "
+            f"hidden_size={config.hidden_size}); restore the config.toml of this run"
+        ) from error
+    return network.eval()
+
+
+def _store(result: dict[str, Any], path: Path) -> None:
+    """Replaces the file in one step. Games that were played are not thrown away because a folder is read-only."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        print(f"warning: result not saved as {path}: {error.strerror}", file=sys.stderr)

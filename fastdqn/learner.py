@@ -41,8 +41,8 @@ class Learner:
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.optimizer = optimizer
-        self._params = list(network.parameters())
-        self._target_params = list(self.target.parameters())
+        self._params: list[Tensor] = list(network.parameters())
+        self._target_params: list[Tensor] = list(self.target.parameters())
         self._double, self._max_grad_norm = double, max_grad_norm
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
         device = self._params[0].device

@@ -77,7 +77,8 @@ class Run:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         torch.use_deterministic_algorithms(config.deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a kernel per tensor
+        # a debugging aid that costs a kernel per new tensor
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
         if config.name.is_atari:  # refused before the games are built; other tasks' rows are a few bytes
             self._check_memory((84, 84), torch.uint8)
         self.envs = VectorEnv(

@@ -74,7 +74,17 @@ def test_a_wrong_flag_gives_the_parsers_message_and_exit_code_2() -> None:
 
 def test_counts_take_human_units_after_count_flags_only() -> None:
     counts = {"total-frames", "replay-capacity"}
-    argv = ["--total-frames", "40M", "--replay_capacity=1e6", "--run-dir", "40M", "--total-frames", "2.5k", "--seed", "1k"]
+    argv = [
+        "--total-frames",
+        "40M",
+        "--replay_capacity=1e6",
+        "--run-dir",
+        "40M",
+        "--total-frames",
+        "2.5k",
+        "--seed",
+        "1k",
+    ]
     assert _expand_counts(argv, counts) == [
         "--total-frames", "40000000", "--replay_capacity=1000000", "--run-dir", "40M", "--total-frames", "2500",
         "--seed", "1k",

@@ -65,7 +65,7 @@ def test_a_bad_file_is_refused_by_name(text: str, message: str, tmp_path) -> Non
 def test_a_value_that_cannot_work_is_refused_in_one_line_that_names_it(field: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"{field}=") as error:
         replace(Config(), **{field: value}).resolved()
-    assert "\n" not in str(error.value) and ";" in str(error.value) or ":" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_learning_starts_at_its_floor_is_accepted() -> None:

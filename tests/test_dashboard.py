@@ -91,6 +91,12 @@ def test_live_mode_draws_without_a_thread_of_its_own_and_leaves_one_line() -> No
 
 
 def test_figures_are_short_and_unambiguous() -> None:
-    assert [count(value) for value in (7, 999, 1_234, 40_000_000, 2_147_483_647)] == ["7", "999", "1.23k", "40.0M", "2.15B"]
+    assert [count(value) for value in (7, 999, 1_234, 40_000_000, 2_147_483_647)] == [
+        "7",
+        "999",
+        "1.23k",
+        "40.0M",
+        "2.15B",
+    ]
     assert [duration(value) for value in (42, 312, 3_720)] == ["42s", "5m12s", "1h02m"]
     assert clock(3_661) == "01:01:01"

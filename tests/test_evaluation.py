@@ -1,22 +1,42 @@
 """Evaluation: quotas instead of first finished, honest counts, the same observations as in training."""
 
 import json
+import shutil
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import envpool
 import numpy as np
 import pytest
+import torch
 
+from fastdqn import checkpoint
+from fastdqn.checkpoint import CheckpointError
 from fastdqn.cli import main
 from fastdqn.config import Config, UsageError, load_preset
-from fastdqn.evaluation import bootstrap_interval, evaluate, format_result, protocol_of, quotas
+from fastdqn.envs import EnvStep, VectorEnv, env_seeds
+from fastdqn.evaluation import (
+    Game,
+    GameTally,
+    bootstrap_interval,
+    evaluate,
+    format_result,
+    play,
+    protocol_of,
+    quotas,
+)
 from fastdqn.trainer import train
 
 
 @pytest.fixture(scope="module")
 def catch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("catch") / "run"
-    train(replace(load_preset("catch"), run_dir=str(run), ui="quiet", compile=False, torch_threads=1, total_frames=40_000))
+    train(
+        replace(load_preset("catch"), run_dir=str(run), ui="quiet", compile=False, torch_threads=1, total_frames=40_000)
+    )
     return run
 
 
@@ -25,7 +45,7 @@ def breakout_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("breakout") / "run"
     train(
         replace(Config(), run_dir=str(run), num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400,
-                hidden_size=16, total_frames=2_400, compile=False, ui="quiet", max_episode_steps=150, torch_threads=2)
+                hidden_size=16, total_frames=2_400, compile=False, ui="quiet", max_episode_steps=60, torch_threads=2)
     )  # fmt: skip
     return run
 
@@ -44,14 +64,22 @@ def test_the_json_line_has_what_programs_need(breakout_run: Path, capsys: pytest
     assert main(["eval", str(breakout_run), "--episodes", "6", "--json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
-    wanted = {"episodes", "score_mean", "score_median", "score_ci95", "human_normalized", "distinct_games", "capped_games"}
+    wanted = {
+        "episodes",
+        "score_mean",
+        "score_median",
+        "score_ci95",
+        "human_normalized",
+        "distinct_games",
+        "capped_games",
+    }
     assert wanted <= result.keys() and result["episodes"] == 6
     assert 1 <= result["distinct_games"] <= 6
     assert "human-normalised" in printed.err and len(printed.out.splitlines()) == 1
 
 
 def test_games_cut_at_the_step_cap_are_counted(breakout_run: Path) -> None:
-    assert evaluate(breakout_run, episodes=6, epsilon=1.0)["capped_games"] == 6  # no Breakout game ends in 150 steps
+    assert evaluate(breakout_run, episodes=6, epsilon=1.0)["capped_games"] == 6  # no Breakout game ends in 60 steps
 
 
 def test_equal_seeds_give_equal_games_and_another_seed_other_games(breakout_run: Path) -> None:
@@ -75,18 +103,128 @@ def test_quotas_are_fixed_in_advance_and_sum_to_the_episodes() -> None:
             assert quota.sum() == episodes and quota.max() - quota.min() <= 1
 
 
+def geometric_games(num_envs: int, steps: int, seed: int) -> Iterator[EnvStep]:
+    """Rows of envs whose games last a geometric number of env steps, mean 20, and score a point per step."""
+    draw = np.random.default_rng(seed)
+    env_id, no = np.arange(num_envs, dtype=np.int32), np.zeros(num_envs, np.bool_)
+    done = np.ones(num_envs, np.bool_)
+    for _ in range(steps):
+        first, done = done, (draw.random(num_envs) < 1 / 20) & ~done
+        point = (~first).astype(np.float32)
+        yield EnvStep(np.zeros((num_envs, 1), np.uint8), point, point, done, no, no, first, env_id)
+
+
 def test_the_quota_rule_is_unbiased_where_the_first_finished_games_are_not() -> None:
-    """Games of geometric length, score = length, mean 50: the first 64 of 64 envs to finish are the short ones."""
-    draw = np.random.default_rng(0)
-    quota_means, first_means = [], []
-    for _ in range(400):
-        lengths = draw.geometric(1 / 50, size=(64, 40))
-        quota_means.append(np.mean([lengths[env, :count].mean() for env, count in enumerate(quotas(64, 64))]))
-        ends = np.cumsum(lengths, axis=1)
-        first = np.argsort(ends, axis=None)[:64]
-        first_means.append(lengths.reshape(-1)[first].mean())
-    assert abs(np.mean(quota_means) - 50) < 1.5
-    assert np.mean(first_means) < 35
+    quota_scores, first_finished_scores = [], []
+    for seed in range(40):
+        tally, every_game = GameTally(quotas(40, 32)), GameTally(np.full(32, 1000))
+        for step in geometric_games(32, 600, seed):
+            tally.add(step)
+            every_game.add(step)
+        assert tally.complete
+        quota_scores += [game.score for game in tally.games]
+        first_finished_scores += [game.score for game in every_game.games[:40]]
+    error = np.std(quota_scores) / np.sqrt(len(quota_scores))
+    assert abs(np.mean(quota_scores) - 20) < 4 * error and error < 0.6
+    assert np.mean(first_finished_scores) < 14
+
+
+class RecordedEnvs(VectorEnv):
+    """Remembers every row that came back and every action that was sent."""
+
+    def start(self) -> None:
+        self.steps: list[EnvStep] = []
+        self.actions: list[np.ndarray] = []
+        super().start()
+
+    def recv(self) -> EnvStep:
+        self.steps.append(super().recv())
+        return self.steps[-1]
+
+    def send(self, action: np.ndarray, env_id: np.ndarray) -> None:
+        self.actions.append(action.copy())
+        super().send(action, env_id)
+
+
+class RecordedNetwork(torch.nn.Module):
+    """Remembers every observation; its Q-values depend on it."""
+
+    def __init__(self, num_actions: int) -> None:
+        super().__init__()
+        self.num_actions = num_actions
+        self.obs: list[torch.Tensor] = []
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        self.obs.append(obs.clone())
+        return obs.flatten(1).float()[:, 3000 : 3000 + self.num_actions]
+
+
+def recorded_play(quota: list[int], *, cap: int, fire: bool) -> tuple[RecordedEnvs, RecordedNetwork, list[Game]]:
+    envs = RecordedEnvs(
+        "Breakout", num_envs=len(quota), seed=3, role="eval", synchronous=True, max_episode_steps=cap, num_threads=2
+    )
+    network = RecordedNetwork(envs.num_actions)
+    games = play(network, envs, np.array(quota), frame_stack=4, epsilon=0.9, fire_after_life_loss=fire, seed=3,
+                 device=torch.device("cpu"))  # fmt: skip
+    return envs, network, games
+
+
+def test_the_network_sees_what_envpool_itself_would_have_stacked() -> None:
+    envs, network, _ = recorded_play([3, 2, 2], cap=30, fire=True)
+    oracle = envpool.make("Breakout-v5", env_type="gymnasium", num_envs=3, stack_num=4, max_episode_steps=30,
+                          seed=env_seeds(3, 0, "eval", 3), use_inter_area_resize=True)  # fmt: skip
+    stack, _ = oracle.reset()
+    for obs, action in zip(network.obs, envs.actions, strict=True):
+        assert torch.equal(obs, torch.from_numpy(stack))
+        stack = oracle.step(action)[0]
+    assert len(network.obs) > 80
+
+
+def test_exactly_the_first_games_of_each_env_count_with_their_unclipped_scores() -> None:
+    quota = [1, 3, 2]
+    envs, _, games = recorded_play(quota, cap=250, fire=True)
+    for env, count in enumerate(quota):
+        scores, lengths = [0.0], [0]
+        for step in envs.steps:
+            if step.first[env]:
+                continue
+            scores[-1] += step.score[env]
+            lengths[-1] += 1
+            if step.done[env]:
+                scores.append(0.0)
+                lengths.append(0)
+        counted = [game for game in games if game.env == env]
+        assert [game.score for game in counted] == scores[:count]
+        assert [game.length for game in counted] == lengths[:count]
+        assert sum(step.done[env] for step in envs.steps) >= count
+    assert sum(game.score for game in games) > 0
+
+
+@pytest.mark.parametrize("fire", [True, False])
+def test_fire_follows_a_lost_life_only_where_the_protocol_says_so(fire: bool) -> None:
+    envs, _, _ = recorded_play([1] * 8, cap=300, fire=fire)
+    after_loss = [
+        action[env]
+        for step, action in zip(envs.steps, envs.actions, strict=False)  # the last row needs no action
+        for env in np.flatnonzero(step.life_lost)
+    ]
+    assert len(after_loss) > 10
+    assert all(action == envs.fire_action for action in after_loss) == fire
+
+
+def test_games_in_which_the_same_was_seen_are_one_distinct_game() -> None:
+    def rows(frames: list[list[int]], done: bool) -> EnvStep:
+        obs, no, zero = np.array(frames, np.uint8), np.zeros(3, np.bool_), np.zeros(3, np.float32)
+        return EnvStep(obs, zero, zero, np.full(3, done), no, no, np.full(3, not done), np.arange(3, dtype=np.int32))
+
+    tally = GameTally(np.array([2, 2, 2]))
+    tally.add(rows([[1, 1], [1, 1], [1, 1]], done=False))
+    tally.add(rows([[2, 2], [2, 2], [2, 3]], done=True))
+    tally.add(rows([[1, 1], [9, 9], [1, 1]], done=False))
+    tally.add(rows([[2, 2], [2, 2], [2, 3]], done=True))
+    same = [game.fingerprint for game in tally.games]
+    assert same[0] == same[1] == same[3] and same[2] == same[5]
+    assert len(set(same)) == 3  # those two, and the one that began with 9
 
 
 def test_the_bootstrap_interval_covers_the_true_mean_about_95_times_in_100() -> None:
@@ -98,6 +236,18 @@ def test_the_bootstrap_interval_covers_the_true_mean_about_95_times_in_100() -> 
     assert 52 <= covered <= 60
 
 
+def test_the_bootstrap_takes_little_memory_however_many_the_episodes() -> None:
+    tracemalloc.start()
+    low, high = bootstrap_interval(np.arange(3_000.0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert low < 1499.5 < high and peak < 60_000_000  # all resamples at once would be 480 MB
+
+
+def test_the_bootstrap_interval_of_one_episode_is_that_episode() -> None:
+    assert bootstrap_interval(np.array([7.0])) == (7.0, 7.0)
+
+
 def test_protocols_differ_as_their_sources_say() -> None:
     config, _ = replace(Config(), sticky_actions=0.1).resolved()
     assert protocol_of("run", config)[:2] == (0.1, 30)
@@ -107,6 +257,76 @@ def test_protocols_differ_as_their_sources_say() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("episodes", 0), ("epsilon", 1.5), ("num_envs", -1)])
-def test_values_that_cannot_be_are_refused_by_name(field: str, value: float, catch_run: Path) -> None:
+def test_values_that_cannot_be_are_refused_by_name(field: str, value: Any, catch_run: Path) -> None:
     with pytest.raises(UsageError, match=f"{field}="):
         evaluate(catch_run, **{field: value})
+
+
+@pytest.mark.parametrize(("protocol", "cap"), [("noop", 27_000), ("nature", 4_500)])
+def test_a_protocol_replaces_the_settings_of_training(breakout_run: Path, protocol: str, cap: int) -> None:
+    result = evaluate(breakout_run, episodes=2, epsilon=1.0, protocol=protocol)
+    assert result["max_episode_steps"] == cap and result["length_mean"] > 60  # 60 was the cap in training
+    assert result["capped_games"] == 0 and result["fire_after_life_loss"]
+
+
+def test_a_protocol_that_does_not_apply_is_refused_instead_of_mislabelled(catch_run: Path) -> None:
+    for protocol, reason in (("sticky", "Catch-v0 is none"), ("human", "no such protocol")):
+        with pytest.raises(UsageError, match=f"protocol={protocol}: .*{reason}"):
+            evaluate(catch_run, protocol=protocol)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in (tmp_path, tmp_path / "missing"):
+        assert main(["eval", str(run)]) == 2
+        assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_an_error_of_one_line(
+    breakout_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(breakout_run / "config.toml", tmp_path)
+    assert main(["eval", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "holds no checkpoint" in printed.err and printed.out == ""
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_older_one_played(
+    catch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(catch_run, tmp_path / "run")
+    root = run / "checkpoints"
+    saved = checkpoint.load(root)
+    newer = checkpoint.save(root, saved.step + 1, saved.tensors, saved.state)
+    assert evaluate(run, episodes=4)["checkpoint_step"] == saved.step + 1
+    data = bytearray((newer / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newer / "model.safetensors").write_bytes(data)
+    assert evaluate(run, episodes=4)["checkpoint_step"] == saved.step
+    assert f"{newer} refused: model.safetensors does not match its hash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("hidden_size = 17", "hidden_size=17"),
+        ("frame_stack = 3", r"\(4, 84, 84\).*\(3, 84, 84\)"),
+        ("full_action_set = true", "4 actions.*18"),
+    ],
+)
+def test_a_config_that_is_not_the_trained_networks_is_an_error(
+    breakout_run: Path, tmp_path: Path, line: str, reason: str
+) -> None:
+    run = shutil.copytree(breakout_run, tmp_path / "run")
+    name = line.split()[0]
+    lines = [line if old.split()[0] == name else old for old in (run / "config.toml").read_text().splitlines()]
+    (run / "config.toml").write_text("\n".join(lines))
+    with pytest.raises(CheckpointError, match=reason):
+        evaluate(run, episodes=1)
+
+
+def test_a_vector_task_is_played_as_trained(tmp_path: Path) -> None:
+    config = replace(load_preset("cartpole"), run_dir=str(tmp_path / "run"), ui="quiet", compile=False, torch_threads=1)
+    train(replace(config, total_frames=2_000))
+    result = evaluate(tmp_path / "run", episodes=10, num_envs=3)
+    assert result["num_envs"] == 3 and result["distinct_games"] == 10
+    assert result["score_mean"] == result["length_mean"]  # a point per step

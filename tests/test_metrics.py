@@ -27,7 +27,11 @@ def test_a_score_restarts_after_a_truncation_as_after_a_game_over(tmp_path) -> N
     tracker.close()
     assert list(tracker.last_100) == [10.0, 10.0, 10.0]
     rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
-    assert [(row["r"], row["l"], row["truncated"]) for row in rows] == [("10.0", "5", "1"), ("10.0", "5", "0"), ("10.0", "5", "1")]
+    assert [(row["r"], row["l"], row["truncated"]) for row in rows] == [
+        ("10.0", "5", "1"),
+        ("10.0", "5", "0"),
+        ("10.0", "5", "1"),
+    ]
 
 
 def test_the_mean_is_over_the_last_hundred_games_only() -> None:

@@ -51,7 +51,9 @@ def test_only_four_rooms_see_the_config_object() -> None:
 
 
 def test_only_envs_imports_envpool() -> None:
-    importers = {module for module in MODULES if re.search(r"(import|from) envpool", (PACKAGE / f"{module}.py").read_text())}
+    importers = {
+        module for module in MODULES if re.search(r"(import|from) envpool", (PACKAGE / f"{module}.py").read_text())
+    }
     assert importers == {"envs"}
 
 
