@@ -276,7 +276,7 @@ def format_result(result: dict[str, Any]) -> str:
         f"(sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g})",
         f"mean {result['score_mean']:.2f}   median {result['score_median']:.2f}   95 % interval {low:.2f} to "
         f"{high:.2f} (bootstrap over these games of one agent)",
-        f"lowest {result['score_min']:g}   highest {result['score_max']:g}   mean length "
+        f"lowest {result['score_min']:.10g}   highest {result['score_max']:.10g}   mean length "
         f"{result['length_mean']:.0f} env steps   {result['capped_games']} cut at the step cap",
         "human-normalised: no published human score"
         if human is None

@@ -123,6 +123,19 @@ def test_every_whole_game_of_breakout_loses_four_lives_inside_and_the_fifth_ends
     assert whole_games > 8
 
 
+def test_extra_lives_won_before_a_cut_are_not_lost_by_the_reset():
+    """A game cut with more lives than it began with: the reset frame shows fewer, and no life was lost."""
+    envs = build(num_envs=2, max_episode_steps=5)
+    envs.start()
+    for _ in range(6):
+        step = envs.recv()
+        envs.send(np.zeros(2, np.int32), step.env_id)
+    assert step.truncated.all()
+    envs._lives_N += 3  # as if won on the way
+    reset = envs.recv()
+    assert reset.first.all() and not reset.life_lost.any()
+
+
 def test_games_without_lives_never_lose_one():
     _, groups = histories(build("Pong", 2, max_episode_steps=50), 150)
     assert not any(step.life_lost.any() for step in groups)

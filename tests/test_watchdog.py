@@ -76,11 +76,14 @@ def test_many_short_waits_are_no_stall_however_long_they_are_together():
     done = run("""
 import time
 from fastdqn.watchdog import Watchdog
-watchdog = Watchdog("the test", 0.5)
-for _ in range(150):
+watchdog = Watchdog("the test", 1.0)
+for _ in range(6):
     with watchdog.waiting():
-        time.sleep(0.01)
-time.sleep(1.0)  # outside the block
+        time.sleep(0.35)  # seen by several looks of the thread
+for _ in range(60):
+    with watchdog.waiting():
+        time.sleep(0.005)
+time.sleep(1.5)  # outside the block
 print("went on")
 """)
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
