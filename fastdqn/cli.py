@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -99,13 +100,14 @@ def _eval(argv: list[str]) -> int:
 
 
 def _preset(argv: list[str]) -> str:
-    """The value of --preset, wherever it stands: its values are the defaults of every other flag."""
+    """The value of --preset, the last if several (as tyro does): its values are the defaults of every other flag."""
+    preset = Config.preset
     for index, word in enumerate(argv):
         if word == "--preset" and index + 1 < len(argv):
-            return argv[index + 1]
-        if word.startswith("--preset="):
-            return word.partition("=")[2]
-    return Config.preset
+            preset = argv[index + 1]
+        elif word.startswith("--preset="):
+            preset = word.partition("=")[2]
+    return preset
 
 
 def _parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
@@ -118,7 +120,8 @@ def _parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
     )
 
 
-_COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?|\d[\d_]*(?:\.\d+)?e\d+)([kMB]?)", re.IGNORECASE)
+# two digits of exponent: 1e999999999 would take all memory
+_COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kMB]?)", re.IGNORECASE)
 
 
 def _expand_counts(argv: list[str], counts: set[str]) -> list[str]:
@@ -139,5 +142,6 @@ def _digits(text: str) -> str:
     match = _COUNT.fullmatch(text)
     if match is None:
         return text
-    value = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
-    return str(int(value)) if value.is_integer() else text
+    # a Fraction, because a float loses the last digits of a seed beyond 2^53
+    value = Fraction(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
+    return str(value.numerator) if value.denominator == 1 else text

@@ -149,6 +149,8 @@ class Config:
                 raise UsageError(f"encoder=nature: {self.name.canonical} has vector observations; use mlp or auto")
         elif self.encoder == "mlp":
             raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature or auto")
+        elif self.frame_stack == 1:
+            notes.append(f"frame_stack 1: the network sees no motion in {self.name.canonical}; the usual is 4")
         if self.encoder == "auto":
             changes["encoder"] = "nature" if self.name.is_atari else "mlp"
         if self.max_episode_steps is None and self.name.is_atari:
@@ -161,7 +163,7 @@ class Config:
         for field, (low, high) in _RANGES.items():
             value = getattr(self, field)
             if value is not None and not low <= value <= high:  # NaN fails this too
-                raise UsageError(f"{field}={value}: give a number from {low:g} to {high:g}")
+                raise UsageError(f"{field}={value}: give a number from {_bound(low)} to {_bound(high)}")
         rows = self.frame_stack + self.n_step + 1
         if self.learning_starts < self.num_envs * rows:
             raise UsageError(
@@ -270,6 +272,10 @@ def _matches(kind: Any, value: Any) -> bool:
     if kind in (bool, str):
         return isinstance(value, kind)
     return value in kind.__args__  # a Literal
+
+
+def _bound(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _toml(value: bool | int | float | str) -> str:

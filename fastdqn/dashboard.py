@@ -32,7 +32,9 @@ class Dashboard:
         self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
     ) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False)
-        self.mode = ("live" if self._console.is_terminal else "plain") if mode == "auto" else mode
+        # isatty, not rich's is_terminal: FORCE_COLOR, common in CI, would draw the panel into a log file
+        can_redraw = self._console.file.isatty() and not self._console.is_dumb_terminal
+        self.mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
         self._period = live_seconds if self.mode == "live" else plain_seconds
         self._drawn = time.monotonic()
         self._live: Live | None = None
@@ -101,7 +103,7 @@ def panel(s: Snapshot) -> Panel:
     figures = Table.grid(padding=(0, 2), expand=True)
     for _ in range(4):
         figures.add_column(no_wrap=True, ratio=1)
-    gpu = "" if s.gpu_memory_bytes is None else f" gpu {s.gpu_memory_bytes / 1e9:.1f} GB"
+    gpu = "" if s.gpu_memory_bytes is None else f"  gpu {s.gpu_memory_bytes / 1e9:.1f} GB"
     figures.add_row(
         f"frames/s {count(s.frames_per_second_10s)}",
         f"60 s {count(s.frames_per_second_60s)}",
@@ -115,8 +117,8 @@ def panel(s: Snapshot) -> Panel:
         f"updates {count(s.updates)}",
     )
     total = sum(s.phase_seconds.values()) or 1.0
-    phases = "  ".join(f"{name} {seconds / total:.0%}" for name, seconds in s.phase_seconds.items())
-    footer = Text(f"time  {phases}   memory {s.memory_bytes / 1e9:.1f} GB{gpu}", style="dim")
+    phases = " ".join(f"{name} {seconds / total:.0%}" for name, seconds in s.phase_seconds.items())
+    footer = Text(f"time {phases}  mem {s.memory_bytes / 1e9:.1f} GB{gpu}", style="dim")
     title = f"{s.env} · {s.preset} · {clock(s.wall_seconds)}"
     return Panel(
         Group(progress, figures, footer), title=title, subtitle="score: mean of the last 100 games", padding=(0, 1)

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from fastdqn.checkpoint import load
-from fastdqn.cli import _expand_counts, main
-from fastdqn.config import Config
+from fastdqn.cli import _expand_counts, _parse, _preset, main
+from fastdqn.config import Config, load_preset
 
 
 def fastdqn(*argv: str, timeout: float = 180) -> subprocess.CompletedProcess:
@@ -90,6 +90,27 @@ def test_counts_take_human_units_after_count_flags_only() -> None:
         "--seed", "1k",
     ]  # fmt: skip
     assert _expand_counts(["--total-frames", "many"], counts) == ["--total-frames", "many"]
+
+
+def test_a_count_keeps_every_digit() -> None:
+    for seed in ("9007199254740993", "9223372036854775807"):  # beyond 2^53 a float would change them
+        assert _expand_counts(["--seed", seed], {"seed"}) == ["--seed", seed]
+    assert _expand_counts(["--seed", "1.5e6"], {"seed"}) == ["--seed", "1500000"]
+
+
+@pytest.mark.parametrize("text", ["1_000_", "1__0", "1e400", "1.5"])
+def test_what_is_no_whole_count_is_left_to_the_parser(text: str) -> None:
+    assert _expand_counts(["--total-frames", text], {"total-frames"}) == ["--total-frames", text]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--total-frames", text])
+    assert stopped.value.code == 2
+
+
+def test_of_two_presets_the_last_gives_the_values_too() -> None:
+    argv = ["--preset", "quick", "--preset=catch"]
+    assert _preset(argv) == "catch"
+    config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn train")
+    assert config == load_preset("catch")
 
 
 def test_fastdqn_train_with_nothing_else_trains_breakout_to_its_first_updates(tmp_path) -> None:

@@ -85,6 +85,19 @@ def test_a_vector_task_under_an_image_preset_is_unstacked_and_says_so() -> None:
     assert any("frame_stack 4 -> 1" in note for note in notes)
 
 
+def test_a_game_under_a_preset_for_vector_tasks_says_that_it_sees_one_frame() -> None:
+    config, notes = replace(load_preset("cartpole"), env="Pong").resolved()
+    assert config.frame_stack == 1 and any("frame_stack 1" in note for note in notes)
+    assert not any("frame_stack" in note for note in load_preset("cartpole").resolved()[1])
+
+
+def test_a_refusal_names_the_exact_range() -> None:
+    with pytest.raises(UsageError, match="from 0 to 9,223,372,036,854,775,807"):
+        replace(Config(), seed=2**63).resolved()
+    with pytest.raises(UsageError, match="from 1e-12 to 10"):
+        replace(Config(), learning_rate=0.0).resolved()
+
+
 def test_frames_and_env_steps_differ_by_the_frame_skip_on_atari_only() -> None:
     assert replace(Config(), total_frames=4_001).total_env_steps == 1_001
     assert replace(Config(), env="CartPole-v1", total_frames=4_001).total_env_steps == 4_001

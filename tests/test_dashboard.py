@@ -1,6 +1,7 @@
 """What a person sees, rendered at two widths and read back."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -88,6 +89,31 @@ def test_live_mode_draws_without_a_thread_of_its_own_and_leaves_one_line() -> No
     assert threading.active_count() == before
     dashboard.close()
     assert stream.getvalue().rstrip().splitlines()[-1].startswith("[00:05:12] frames=12.3M/40.0M")
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_forced_colour_does_not_draw_a_live_panel_into_a_file(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert Dashboard("auto", io.StringIO()).mode == "plain"
+
+
+@pytest.mark.parametrize(("term", "mode"), [("xterm", "live"), ("dumb", "plain")])
+def test_auto_is_live_on_a_terminal_that_can_move_its_cursor(
+    term: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import pty
+
+    monkeypatch.setenv("TERM", term)
+    leader, follower = pty.openpty()
+    with os.fdopen(leader, "rb"), os.fdopen(follower, "w") as terminal:
+        assert Dashboard("auto", terminal).mode == mode
+
+
+def test_the_panel_keeps_its_height_at_80_columns_beside_a_large_gpu() -> None:
+    large = replace(SNAPSHOT, memory_bytes=128_500_000_000, gpu_memory_bytes=139_000_000_000)
+    assert len(rendered(large, 80).splitlines()) == len(rendered(SNAPSHOT, 80).splitlines())
+    assert "gpu 139.0 GB" in rendered(large, 80)
 
 
 def test_figures_are_short_and_unambiguous() -> None:

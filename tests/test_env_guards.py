@@ -14,12 +14,12 @@ import pytest
 
 BUILDING = {
     "num_envs": ["0", "-1", "4097", "2.0", "True"],
-    "batch_size": ["0", "-1", "5"],
+    "batch_size": ["0", "-1", "5", "2, synchronous=True"],
     "num_threads": ["-1", "10**6"],
     "seed": ["2**63", "1.5", "'1'", "None"],
     "noop_max": ["0", "-1", "10**9"],
     "frame_skip": ["0", "-4"],
-    "max_episode_steps": ["0", "-1", "2**31", "2**40"],
+    "max_episode_steps": ["0", "-1", "2**31", "2**40", "5, env='Catch'"],
     "image_size": ["(0, 84)", "(84, -1)", "(84,)", "(84, 84, 3)", "(84.0, 84)", "(10**6, 84)"],
     "sticky_actions": ["-0.1", "1.1", "float('nan')", "float('inf')"],
     "env": ["'Brakout'", "''", "'Pendulum-v1'", "'NoSuchTask-v0'"],
@@ -63,12 +63,6 @@ def test_a_bad_setting_is_refused_with_its_name_before_anything_is_built(build_a
 
 def test_no_bad_setting_ends_the_process(build_answers):
     assert build_answers["exit"] == "0"
-
-
-def test_a_step_cap_for_catch_is_refused_and_a_synchronous_pool_has_one_group():
-    said = answers(BUILD_CHILD, ["env='Catch', max_episode_steps=5", "synchronous=True, batch_size=2"])
-    assert said["env='Catch', max_episode_steps=5"].startswith("max_episode_steps=5: ")
-    assert said["synchronous=True, batch_size=2"].startswith("batch_size=2: ")
 
 
 # --- stepping ---------------------------------------------------------------------------------------------------------

@@ -104,14 +104,14 @@ def test_quotas_are_fixed_in_advance_and_sum_to_the_episodes() -> None:
 
 
 def geometric_games(num_envs: int, steps: int, seed: int) -> Iterator[EnvStep]:
-    """Rows of envs whose games last a geometric number of env steps, mean 20, and score a point per step."""
+    """Rows of envs whose games last a geometric number of env steps, mean 20; a step scores a point, its reward is -1."""
     draw = np.random.default_rng(seed)
     env_id, no = np.arange(num_envs, dtype=np.int32), np.zeros(num_envs, np.bool_)
     done = np.ones(num_envs, np.bool_)
     for _ in range(steps):
         first, done = done, (draw.random(num_envs) < 1 / 20) & ~done
         point = (~first).astype(np.float32)
-        yield EnvStep(np.zeros((num_envs, 1), np.uint8), point, point, done, no, no, first, env_id)
+        yield EnvStep(np.zeros((num_envs, 1), np.uint8), -point, point, done, no, no, first, env_id)
 
 
 def test_the_quota_rule_is_unbiased_where_the_first_finished_games_are_not() -> None:
@@ -330,3 +330,5 @@ def test_a_vector_task_is_played_as_trained(tmp_path: Path) -> None:
     result = evaluate(tmp_path / "run", episodes=10, num_envs=3)
     assert result["num_envs"] == 3 and result["distinct_games"] == 10
     assert result["score_mean"] == result["length_mean"]  # a point per step
+    lengths = {evaluate(tmp_path / "run", episodes=10, epsilon=0.0, seed=seed)["length_mean"] for seed in range(8)}
+    assert len(lengths) > 1  # the seed chooses the games, not only the random actions
