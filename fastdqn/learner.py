@@ -142,4 +142,4 @@ class Learner:
         self.explore_counter.copy_(state["random"]["explore_counter"])
         for name, value in state["optimizer"].items():
             index, key = name.split(".")
-            self.optimizer.state[self._params[int(index)]][key] = value.to(value.device).clone()
+            self.optimizer.state[self._params[int(index)]][key] = value.to(self._params[0].device).clone()

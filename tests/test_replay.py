@@ -28,14 +28,14 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=2_000, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_start_and_only_starts_read_back_as_the_games_were_played(case: Case) -> None:
     check(replay, case)
 
 
 @pytest.mark.long
-@settings(max_examples=1_000_000, deadline=None, suppress_health_check=[*HealthCheck], database=None)
+@settings(max_examples=1_000_000, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 @given(cases())
 def test_a_million_histories_read_back_as_they_were_played(case: Case) -> None:
     check(replay, case)
