@@ -53,9 +53,9 @@ def test_a_broken_target_fails_the_catch_gate(tmp_path, monkeypatch: pytest.Monk
 
 
 def test_cartpole_is_learned(tmp_path) -> None:
-    """Within 120,000 env steps, the preset's budget; the mean of the last 100 games, exploration included."""
+    """Within 200,000 env steps, the preset's budget; the mean of the last 100 games, exploration included."""
     summary = train(quiet("cartpole", tmp_path / "run")).summary
-    assert summary["env_steps"] < 120_000 + 16
+    assert summary["env_steps"] < 200_000 + 16
     assert summary["score_mean_100"] >= 400
 
 
