@@ -44,6 +44,7 @@ class Learner:
         self._params: list[Tensor] = list(network.parameters())
         self._target_params: list[Tensor] = list(self.target.parameters())
         self._double, self._max_grad_norm = double, max_grad_norm
+        self._fused = bool(optimizer.defaults.get("fused"))
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
         device = self._params[0].device
         self.epsilon = torch.ones((), device=device)
@@ -60,10 +61,15 @@ class Learner:
     def compute_dtype(self) -> torch.dtype:
         return getattr(self.online, "compute_dtype", self._params[0].dtype)
 
-    def warm_up(self, obs: Tensor, batch_size: int) -> None:
-        """Compiles both functions for `obs` [B, ...] as `act` will see it. Changes no weight and no counter."""
+    def warm_up(self, obs: Tensor, batch_size: int, learn_threads: int = 1) -> None:
+        """Compiles both functions for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
+
+        A kernel compiled for the CPU keeps the number of threads that torch had at that moment: 1 to act, see the loop.
+        """
+        torch.set_num_threads(1)
         with torch.no_grad():
             self._q_values(obs)
+        torch.set_num_threads(learn_threads)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
         zeros_N = torch.zeros(batch_size, device=obs.device)
         loss, _ = self._loss(batch_obs, zeros_N.long(), zeros_N, zeros_N, batch_obs.clone(), zeros_N)
@@ -101,7 +107,11 @@ class Learner:
         grads = torch.autograd.grad(loss, self._params)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self._max_grad_norm > 0:
-            torch._foreach_mul_(grads, (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
+            if self._fused:  # the fused step divides by it on its way: no pass over the gradients of its own
+                self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+            else:
+                torch._foreach_div_(grads, divisor)
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
         self.optimizer.step()

@@ -1,5 +1,6 @@
-"""Bytes needed against bytes free, asked before anything is allocated."""
+"""Bytes needed against bytes free, asked before anything is allocated; and what malloc does with freed memory."""
 
+import ctypes
 import math
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def check_fits(
         f"replay_capacity={capacity}: needs {need / 1e9:.2f} GB on {device}, {max(have, 0) / 1e9:.2f} GB are free; "
         f"the largest that fits is --replay-capacity {lanes * num_envs}"
     )
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc's malloc keep what is freed instead of giving it back to the kernel. False where there is no glibc.
+
+    By default it maps every tensor above 128 kB afresh and unmaps it when it dies. An update on the CPU makes tens of
+    megabytes of them: a thousand page faults, and at each unmapping the kernel interrupts every thread of the team.
+    Updates of 64 took 20 ms instead of 14 (benchmarks/LOG.md). The price: memory does not shrink before the process ends.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
+    return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 2**31 - 1))  # 32 MB is its maximum
 
 
 def _bytes_per_row(obs_shape: tuple[int, ...], obs_dtype: torch.dtype) -> int:

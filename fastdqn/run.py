@@ -16,7 +16,7 @@ from fastdqn.dashboard import Dashboard, count
 from fastdqn.envs import VectorEnv
 from fastdqn.exploration import linear_epsilon
 from fastdqn.learner import Learner
-from fastdqn.memory import check_fits, free_bytes
+from fastdqn.memory import check_fits, free_bytes, keep_freed_memory
 from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.replay import ReplayRing
@@ -58,7 +58,9 @@ class Run:
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.dashboard.print_plan(self.plan())
         self.learner.warm_up(
-            self.ring.latest(torch.arange(self.envs.group_size, device=self.device)), config.batch_size
+            self.ring.latest(torch.arange(self.envs.group_size, device=self.device)),
+            config.batch_size,
+            self.torch_threads,
         )
         self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
         self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
@@ -74,6 +76,7 @@ class Run:
         dtype, compile = self._resolve_precision(), self._resolve_compile()
         self.env_threads, self.torch_threads = resolve_threads(config, self.device)
         torch.set_num_threads(self.torch_threads)
+        keep_freed_memory()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         torch.use_deterministic_algorithms(config.deterministic)
@@ -338,10 +341,11 @@ def resolve_device(name: str) -> torch.device:
 def resolve_threads(config: Config, device: torch.device) -> tuple[int, int]:
     """(EnvPool threads, torch threads). On a GPU torch's host side needs one thread.
 
-    On CPU both share the cores, and one core is left out of torch's team: OpenMP's barriers wait for the slowest
-    member, so a single thread that loses its core to a game or to another program holds all of them up.
+    On CPU both share the cores. One core is left out of torch's team: OpenMP's barriers wait for the slowest member, so
+    a single thread that loses its core to a game or to another program holds all of them up. Half the cores play: there
+    the updates are the bottleneck, and fewer games stand in their way (measured, benchmarks/LOG.md).
     """
     cores = hardware.cores()
-    env_threads = config.env_threads or min(config.num_envs, cores)
+    env_threads = config.env_threads or min(config.num_envs, max(cores // 2, 1) if device.type == "cpu" else cores)
     torch_threads = config.torch_threads or (max(cores - 1, 1) if device.type == "cpu" else 1)
     return env_threads, torch_threads

@@ -48,6 +48,7 @@ def step_group(run: Run) -> None:
     with phase("env"):
         step = run.envs.recv()
     before, clock.env_steps = clock.env_steps, clock.env_steps + int(np.count_nonzero(~step.first))
+    torch.set_num_threads(1)  # the other half of the games is being stepped; a team would wait for cores it lost
     with phase("append"):
         rows = to_device(step, run.device)
         ring.append(**rows)
@@ -58,6 +59,7 @@ def step_group(run: Run) -> None:
         ring.record_action(env_id, action)
         run.envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)  # host sync 1 of 2: the actions
     with phase("learn"):
+        torch.set_num_threads(run.torch_threads)
         for event in run.schedule.events(before, clock.env_steps):
             if event == "update":
                 clock.updates += 1

@@ -111,6 +111,24 @@ def test_gradients_are_scaled_down_to_the_maximal_norm_and_never_up() -> None:
         assert moved == pytest.approx(expected if expected else raw, rel=1e-5)
 
 
+def test_the_fused_step_clips_as_the_plain_one() -> None:
+    """Adam's epsilon is large here, so that its step depends on the length of the gradient and not on its sign alone."""
+    moments = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        network = nn.Linear(4, 2)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1.0, eps=1.0, fused=fused)
+        learner = make_learner(network, optimizer, loss="mse", max_grad_norm=0.5)
+        batch = random_batch((4,), 2, 8)
+        learner.update(**{**batch, "obs": batch["obs"].float(), "next_obs": batch["next_obs"].float()})
+        assert learner.read_metrics()["losses/grad_norm"] > 0.5
+        moments[fused] = [optimizer.state[param]["exp_avg"] for param in network.parameters()]
+    norm = torch.cat([moment.flatten() for moment in moments[True]]).norm().item()
+    assert norm == pytest.approx(0.1 * 0.5, rel=1e-4)  # the first moment is (1 - beta1) times the clipped gradient
+    for plain, fused in zip(moments[False], moments[True], strict=True):
+        assert torch.allclose(plain, fused, rtol=1e-5)
+
+
 def test_sync_copies_the_online_weights_and_updates_leave_the_target_alone() -> None:
     torch.manual_seed(0)
     learner = make_learner(QNetwork((4, 84, 84), 3))
