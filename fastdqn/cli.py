@@ -17,6 +17,7 @@ USAGE = """usage: fastdqn COMMAND [flags]
 commands:
   train   train an agent              fastdqn train --num-envs 64
   eval    play games with an agent    fastdqn eval runs/Breakout__fast__s1__...
+  profile where the time goes         fastdqn profile --num-envs 64
 
 fastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
 """
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
-    commands = {"train": _train, "eval": _eval}
+    commands = {"train": _train, "eval": _eval, "profile": _profile}
     if command not in commands:
         print(f"error: {command}: no such command; the commands are {', '.join(commands)}", file=sys.stderr)
         return 2
@@ -71,6 +72,20 @@ def _train(argv: list[str]) -> int:
     if config.json:
         print(json.dumps(result.summary))
     return result.exit_code
+
+
+def _profile(argv: list[str]) -> int:
+    config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn profile")
+    config.resolved()  # refuses before torch is imported
+    from fastdqn.commands import profile
+
+    out, verdict = profile.run(config, ["fastdqn", "profile", *argv])
+    print(verdict.text(), file=sys.stderr if config.json else sys.stdout)
+    print(f"profile: {out}", file=sys.stderr)
+    if config.json:
+        print(json.dumps({"profile": str(out), "wall_seconds": verdict.wall_seconds, "iterations": verdict.iterations,
+                          "gpu_busy": verdict.busy_fraction, "phases": verdict.phases, "waits": verdict.waits}))  # fmt: skip
+    return 0
 
 
 def _eval(argv: list[str]) -> int:

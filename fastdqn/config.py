@@ -79,6 +79,8 @@ class Config:
     frame_stack: int = 4
     """Frames in an observation; 1 for vector tasks. Mnih et al. 2015: 4."""
 
+    resize: Literal["auto", "device", "env"] = "auto"
+    """Where the screen becomes 84x84: device lets the emulator step faster; auto: device on CUDA, env on a CPU."""
     frame_skip: int = 4
     """Emulator frames per env step on Atari, the last two max-pooled. Mnih et al. 2015: 4."""
     sticky_actions: float | None = None
@@ -145,6 +147,8 @@ class Config:
             if self.frame_stack != 1:
                 changes["frame_stack"] = 1
                 notes.append(f"frame_stack {self.frame_stack} -> 1: {self.name.canonical} has vector observations")
+            if self.resize == "device":
+                raise UsageError(f"resize=device: {self.name.canonical} has no screen; use auto or env")
             if self.encoder == "nature":
                 raise UsageError(f"encoder=nature: {self.name.canonical} has vector observations; use mlp or auto")
         elif self.encoder == "mlp":

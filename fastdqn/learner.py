@@ -71,9 +71,27 @@ class Learner:
             self._q_values(obs)
         torch.set_num_threads(learn_threads)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
-        zeros_N = torch.zeros(batch_size, device=obs.device)
-        loss, _ = self._loss(batch_obs, zeros_N.long(), zeros_N, zeros_N, batch_obs.clone(), zeros_N)
+        # distinct tensors: one that is passed twice would be compiled in, and every other batch compiled again
+        reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
+        action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
+        loss, _ = self._loss(batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone())
         torch.autograd.grad(loss, self._params)
+        self._create_moments()
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that acting and learning change in place, after `warm_up`."""
+        moments = [value for param in self._params for value in self.optimizer.state[param].values()]
+        return [*self._params, *self._target_params, *moments, self.epsilon, self.explore_counter, self._sums]
+
+    def _create_moments(self) -> None:
+        """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
+        for param in self._params:
+            param.grad = torch.zeros_like(param)
+        self.optimizer.step()  # of zero gradients: changes no weight
+        for param in self._params:
+            param.grad = None
+            for value in self.optimizer.state[param].values():
+                value.zero_()
 
     def q_values(self, obs: Tensor) -> Tensor:
         """Q(s, .) of the online network. float32 [B, A]"""
@@ -146,10 +164,14 @@ class Learner:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restores `state()`. Model and counters in place; the optimiser's moments are made where missing."""
+        """Restores `state()` in place; the optimiser's moments are made where missing."""
         self.online.load_state_dict(state["model"])
         self.target.load_state_dict(state["target"])
         self.explore_counter.copy_(state["random"]["explore_counter"])
         for name, value in state["optimizer"].items():
             index, key = name.split(".")
-            self.optimizer.state[self._params[int(index)]][key] = value.to(self._params[0].device).clone()
+            moments = self.optimizer.state[self._params[int(index)]]
+            if key in moments:
+                moments[key].copy_(value)
+            else:
+                moments[key] = value.to(self._params[0].device).clone()

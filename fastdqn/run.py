@@ -19,9 +19,12 @@ from fastdqn.learner import Learner
 from fastdqn.memory import check_fits, free_bytes, keep_freed_memory
 from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
 from fastdqn.networks import QNetwork
+from fastdqn.pipeline import Pipeline
 from fastdqn.replay import ReplayRing
+from fastdqn.resize import FRAME_SHAPE, SCREEN_SHAPE, AreaResize
 from fastdqn.run_folder import RunFolder
 from fastdqn.schedules import LearningSchedule
+from fastdqn.staging import Staging
 
 LOG_PERIOD_SECONDS = 2.0
 
@@ -57,10 +60,14 @@ class Run:
         self.folder.describe(config.to_toml(), command, hardware.environment())
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.dashboard.print_plan(self.plan())
-        self.learner.warm_up(
-            self.ring.latest(torch.arange(self.envs.group_size, device=self.device)),
-            config.batch_size,
-            self.torch_threads,
+        self.pipeline = Pipeline(
+            self.learner,
+            self.ring,
+            self.staging,
+            batch_size=config.batch_size,
+            fire_action=self.fire_action,
+            resize=self.resize,
+            learn_threads=self.torch_threads,
         )
         self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
         self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
@@ -83,9 +90,12 @@ class Run:
         # a debugging aid that costs a kernel per new tensor
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
         if config.name.is_atari:  # refused before the games are built; other tasks' rows are a few bytes
-            self._check_memory((84, 84), torch.uint8)
+            self._check_memory(FRAME_SHAPE, torch.uint8)
+        on_device = config.resize == "device" or (config.resize == "auto" and self.device.type == "cuda")
+        self.resize = AreaResize(self.device) if on_device and config.name.is_atari else None
         self.envs = VectorEnv(
             config.env,
+            image_size=FRAME_SHAPE if self.resize is None else SCREEN_SHAPE,
             num_envs=config.num_envs,
             seed=config.seed,
             synchronous=config.deterministic,
@@ -98,6 +108,7 @@ class Run:
             on_stall=self.save,
         )
         frame_shape, frame_dtype = self.envs.obs_shape, torch.uint8 if config.name.is_atari else torch.float32
+        frame_shape = frame_shape if self.resize is None else FRAME_SHAPE
         self._check_memory(frame_shape, frame_dtype)
         self.obs_shape = (config.frame_stack, *frame_shape) if config.name.is_atari else frame_shape
         self.fire_action = self._resolve_fire()
@@ -137,6 +148,9 @@ class Run:
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
             compile=compile,
+        )
+        self.staging = Staging(
+            group_size=self.envs.group_size, obs_shape=self.envs.obs_shape, obs_dtype=frame_dtype, device=self.device
         )
         self.schedule = LearningSchedule(
             learning_starts=config.learning_starts,
@@ -200,7 +214,8 @@ class Run:
             f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
             f"{config.epsilon_decay_steps:,} env steps",
             f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if self.learner.compiled else 'eager'}; "
-            f"{self.torch_threads} torch and {envs.num_threads} EnvPool threads, {groups}",
+            f"{self.torch_threads} torch and {envs.num_threads} EnvPool threads, {groups}"
+            f"{'' if self.resize is None else ', resized on the device'}",
         ]
         warning = hardware.nvidia_without_cuda()
         return lines + [f"note      {note}" for note in [*self.notes, *([warning] if warning else [])]]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastdqn.config import Config
 from fastdqn.envs import EnvStep
@@ -31,7 +30,8 @@ def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> Trai
     """
     run = Run(config, command)
     run.envs.start()
-    with StopRequest() as stop, no_garbage_collection(), run:
+    never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
+    with StopRequest() as stop, no_garbage_collection(), never_again, run:
         while run.clock.env_steps < run.config.total_env_steps and stop.signal is None:
             step_group(run)
             with run.phase("log"):
@@ -44,49 +44,49 @@ def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> Trai
 
 def step_group(run: Run) -> None:
     """One iteration: a group of games has stepped; store it, act for it, send it on, and learn while it plays."""
-    ring, learner, clock, phase = run.ring, run.learner, run.clock, run.phase
+    clock, phase = run.clock, run.phase
     with phase("env"):
         step = run.envs.recv()
     before, clock.env_steps = clock.env_steps, clock.env_steps + int(np.count_nonzero(~step.first))
-    torch.set_num_threads(1)  # the other half of the games is being stepped; a team would wait for cores it lost
     with phase("append"):
-        rows = to_device(step, run.device)
-        ring.append(**rows)
+        run.staging.put(
+            env_id=step.env_id,
+            obs=step.obs,
+            reward=step.reward,
+            terminated=step.terminated,
+            done=step.done,
+            life_lost=step.life_lost,
+        )
     with phase("act"):
-        env_id = rows["env_id"]
-        learner.epsilon.fill_(run.epsilon())
-        action = fire_where_lost(learner.act(ring.latest(env_id)), rows["life_lost"], run.fire_action)
-        ring.record_action(env_id, action)
-        run.envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)  # host sync 1 of 2: the actions
-    with phase("learn"):
-        torch.set_num_threads(run.torch_threads)
-        for event in run.schedule.events(before, clock.env_steps):
-            if event == "update":
-                clock.updates += 1
-                learner.update(*ring.sample(run.config.batch_size)[:6])
-            else:
-                clock.target_syncs += 1
-                learner.sync_target()
+        run.pipeline.append_and_act(run.epsilon())
+    if run.pipeline.queues:  # updates are only queued here, behind the actions, and run while the next group plays
+        learn(run, before)
+        send(run, step)
+    else:  # updates run here: the group has to be on its way before
+        send(run, step)
+        learn(run, before)
     with phase("log"):
         run.episodes.add(step.env_id, step.score, step.first, step.terminated, step.truncated, clock.env_steps)
 
 
-def to_device(step: EnvStep, device: torch.device) -> dict[str, Tensor]:
-    """One group's rows as device tensors, in the ring's words."""
-    host = {
-        "env_id": step.env_id.astype(np.int64),
-        "obs": step.obs,
-        "reward": step.reward,
-        "terminated": step.terminated,
-        "done": step.done,
-        "life_lost": step.life_lost,
-    }
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in host.items()}
+def send(run: Run, step: EnvStep) -> None:
+    """Sends the group's actions as soon as they are known."""
+    with run.phase("act"):
+        action = run.staging.wait_for_actions()  # host sync 1 of 2: the actions
+    with run.phase("env"):
+        run.envs.send(action, step.env_id)
 
 
-def fire_where_lost(action: Tensor, life_lost: Tensor, fire_action: int | None) -> Tensor:
-    """FIRE on the step after a lost life. Without it a policy that never presses FIRE stands still to the step cap."""
-    return action if fire_action is None else torch.where(life_lost, fire_action, action)
+def learn(run: Run, before: int) -> None:
+    """Everything that fell due since env step `before`, in its order."""
+    with run.phase("learn"):
+        for event in run.schedule.events(before, run.clock.env_steps):
+            if event == "update":
+                run.clock.updates += 1
+                run.pipeline.update()
+            else:
+                run.clock.target_syncs += 1
+                run.pipeline.sync_target()
 
 
 class no_garbage_collection:

@@ -19,15 +19,28 @@ SOURCES = [
 ROWS = [
     {"__main__"},
     {"cli"},
+    {"commands/__init__", "commands/profile"},
     {"trainer"},
     {"run", "evaluation"},
-    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "signals"},
-    {"metrics", "networks", "losses", "exploration", "schedules", "memory", "watchdog"},
+    {"pipeline"},
+    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "signals", "staging"},
+    {
+        "metrics",
+        "networks",
+        "losses",
+        "exploration",
+        "schedules",
+        "memory",
+        "watchdog",
+        "graphs",
+        "resize",
+        "profiling",
+    },
     {"hardware", "rng", "config"},
     {"atari"},
     {"__init__"},
 ]
-SEES_CONFIG = {"cli", "trainer", "run", "evaluation"}
+SEES_CONFIG = {"cli", "commands/profile", "trainer", "run", "evaluation"}
 
 
 def imports_of(module: str) -> set[str]:
@@ -36,8 +49,9 @@ def imports_of(module: str) -> set[str]:
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fastdqn":
             parts = node.module.split(".")[1:]
-            names = parts[:1] or [name.name if name.name in MODULES else "__init__" for name in node.names]
-            found.update(names)
+            inside = ["/".join([*parts, name.name]) for name in node.names]
+            whole = "/".join(parts) if "/".join(parts) in MODULES else "/".join([*parts, "__init__"])
+            found.update(name if name in MODULES else whole for name in inside)
         if isinstance(node, ast.Import):
             found.update(name.name.split(".")[1] for name in node.names if name.name.startswith("fastdqn."))
     return found

@@ -9,14 +9,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from fastdqn import checkpoint, losses
 from fastdqn.config import Config, UsageError, load_preset
 from fastdqn.run import Run
-from fastdqn.trainer import fire_where_lost, train
+from fastdqn.trainer import step_group, train
 
 TINY = replace(
     Config(), env="Breakout", num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400, hidden_size=16,
@@ -109,27 +108,40 @@ def test_only_decisions_count_as_env_steps(tmp_path) -> None:
 
 
 def test_fire_is_executed_and_stored_after_a_lost_life(tmp_path) -> None:
-    action, lost = torch.tensor([0, 2, 3]), torch.tensor([False, True, False])
-    assert fire_where_lost(action, lost, 1).tolist() == [0, 1, 3]
-    assert fire_where_lost(action, lost, None).tolist() == [0, 2, 3]
     rings = {}
     for mode in ("auto", "off"):
         run = Run(replace(TINY, fire_after_life_loss=mode, run_dir=str(tmp_path / mode)), ["test"])
         run.envs.start()
         for _ in range(600):
-            step = run.envs.recv()
-            env_id = torch.from_numpy(step.env_id.astype(np.int64))
-            arrays = step.obs, step.reward, step.terminated, step.done, step.life_lost
-            rows = [torch.from_numpy(array) for array in arrays]
-            run.ring.append(env_id, *rows)
-            action = fire_where_lost(run.learner.act(run.ring.latest(env_id)), rows[-1], run.fire_action)
-            run.ring.record_action(env_id, action)
-            run.envs.send(action.int().numpy(), step.env_id)
+            step_group(run)
+            lost = run.staging.rows["life_lost"].numpy()
+            assert mode == "off" or (run.staging.wait_for_actions()[lost] == 1).all()  # what was sent
         rings[mode] = run.ring.storage
         run.envs.close()
     stored = {mode: ring["action"][ring["life_lost"]] for mode, ring in rings.items()}
     assert len(stored["auto"]) > 4 and (stored["auto"] == 1).all()
     assert len(stored["off"]) > 4 and not (stored["off"] == 1).all()
+
+
+@pytest.mark.parametrize("resize", ["env", "device"])
+def test_nothing_is_compiled_again_once_the_loop_runs(resize: str, tmp_path) -> None:
+    """`train` forbids recompiles: a run over learning, target copies and logging would raise."""
+    config = replace(TINY, compile=True, resize=resize, run_dir=str(tmp_path / "run"))
+    summary = train(config).summary
+    assert summary["updates"] > 50 and summary["target_syncs"] > 1
+
+
+def test_the_learned_frames_do_not_depend_on_where_they_are_resized(tmp_path) -> None:
+    frames = {}
+    for resize in ("env", "device"):
+        config = replace(TINY, resize=resize, deterministic=True, total_frames=1_400, run_dir=str(tmp_path / resize))
+        run = Run(config, ["test"])
+        run.envs.start()
+        while run.clock.env_steps < 300:  # epsilon is 1: the same actions in both
+            step_group(run)
+        frames[resize] = run.ring.storage["frame"].clone()
+        run.envs.close()
+    assert torch.equal(frames["env"], frames["device"])
 
 
 def test_a_run_that_cannot_start_is_refused_before_it_leaves_a_folder(tmp_path) -> None:

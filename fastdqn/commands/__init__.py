@@ -1,0 +1,1 @@
+"""One file per command beyond train and eval."""

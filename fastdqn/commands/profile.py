@@ -1,0 +1,30 @@
+"""`fastdqn profile`: a few iterations of the training loop under torch.profiler, and what they say."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fastdqn.config import Config
+from fastdqn.profiling import Verdict, capture
+from fastdqn.run import Run
+from fastdqn.trainer import no_garbage_collection, step_group
+
+WARM_GROUPS = 30  # groups with learning under way before the capture
+
+
+def run(config: Config, command: Sequence[str]) -> tuple[Path, Verdict]:
+    """Profiles the loop that `train` would run with this config, from its first update on; learning starts at once.
+
+    Returns the folder with trace.json.gz, kernels.txt, verdict.md (and memory.snapshot on CUDA), and the verdict.
+    """
+    rows = config.num_envs * (config.frame_stack + config.n_step + 1)
+    run = Run(replace(config, learning_starts=rows), command)
+    out = run.folder.path / "profile"
+    run.envs.start()
+    with no_garbage_collection(), run:
+        while config.replay_ratio > 0 and run.clock.updates == 0:
+            step_group(run)
+        for _ in range(WARM_GROUPS):
+            step_group(run)
+        verdict = capture(lambda: step_group(run), out, run.device, run.phase.seconds)
+    return out, verdict

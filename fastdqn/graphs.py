@@ -1,0 +1,68 @@
+"""A function over static tensors: captured as a CUDA graph, called plainly on a CPU.
+
+A captured function takes no argument and returns nothing: it reads and writes tensors whose addresses never change, and
+its Python runs once. So no branch on data, no host sync, no rebinding of a tensor it uses; numbers that change are 0-d
+tensors. Pointers: PyTorch's notes on CUDA graphs, "Constraints". Capturing by hand rather than with tensordict's
+`CudaGraphModule`, which synchronises before every replay and freezes non-tensor arguments silently.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+WARM_UP_CALLS = 3  # compile, choose algorithms, create workspaces; the allocator settles by the third
+
+
+class Graph:
+    """`function` with its launches recorded once; calling the graph replays them in order on the current stream.
+
+    Warm-up *executes* the function, on the stream and thread of the capture; wrap the building in `preserved` to undo
+    what it changed. The capture itself executes nothing. On a CPU nothing is captured and a call is the function's.
+
+    Raises:
+        RuntimeError: the function synchronises, recompiles or allocates in a way that cannot be captured. There is no
+            eager fallback: it would be several times slower without a word.
+    """
+
+    def __init__(self, function: Callable[[], object], device: torch.device) -> None:
+        self._function, self._graph = function, None
+        if device.type != "cuda":
+            return
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        # one thread: the backward pass on autograd's own thread would have workspaces and plans of its own
+        with torch.cuda.stream(stream), torch.autograd.set_multithreading_enabled(False):
+            for _ in range(WARM_UP_CALLS):
+                function()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.autograd.set_multithreading_enabled(False),
+            torch.compiler.set_stance("fail_on_recompile"),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            function()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = graph
+
+    @property
+    def captured(self) -> bool:
+        return self._graph is not None
+
+    def __call__(self) -> None:
+        if self._graph is None:
+            self._function()
+        else:
+            self._graph.replay()
+
+
+@contextmanager
+def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Copies `tensors` back in place at the end: warm-up leaves no trace in them."""
+    saved = [tensor.detach().clone() for tensor in tensors]
+    yield
+    with torch.no_grad():
+        for tensor, old in zip(tensors, saved, strict=True):
+            tensor.copy_(old)

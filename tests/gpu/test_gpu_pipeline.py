@@ -1,0 +1,140 @@
+"""The loop on a GPU: no hidden host sync, no copy from unpinned memory, no torn frame, graphs equal to plain calls."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastdqn.config import Config, load_preset
+from fastdqn.run import Run
+from fastdqn.staging import Staging
+from fastdqn.trainer import step_group, train
+
+SMALL = replace(
+    Config(), env="Breakout", num_envs=16, replay_capacity=20_000, batch_size=32, learning_starts=400,
+    target_update_period=100, total_frames=100_000, device="cuda", ui="quiet",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    run = Run(replace(SMALL, run_dir=str(tmp_path / "run")), ["test"])
+    run.envs.start()
+    while run.clock.updates < 5:
+        step_group(run)
+    yield run
+    run.envs.close()
+
+
+def test_the_loop_has_no_host_sync_but_the_wait_for_actions(run: Run) -> None:
+    before = run.clock.updates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(50):
+            step_group(run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.clock.updates > before and run.clock.target_syncs > 0
+
+
+def test_no_copy_touches_unpinned_memory(run: Run) -> None:
+    """The sync-debug mode cannot see those: they stage and stall inside the driver."""
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profiler:
+        for _ in range(20):
+            step_group(run)
+        torch.cuda.synchronize()
+    copies = [event.name for event in profiler.events() or [] if event.name.startswith("Memcpy")]
+    assert any("HtoD" in name for name in copies) and any("DtoH" in name for name in copies)
+    assert not [name for name in copies if "Pageable" in name]
+
+
+def test_warm_up_and_capture_leave_no_trace(tmp_path: Path) -> None:
+    run = Run(replace(SMALL, run_dir=str(tmp_path / "run")), ["test"])
+    assert run.pipeline._update.captured and run.pipeline._append_and_act.captured
+    assert run.ring.count.sum() == 0 and run.ring.draw_counter == 0 and run.ring.failed_slots == 0
+    moments = [value for state in run.learner.optimizer.state.values() for value in state.values()]
+    assert moments and all((value == 0).all() for value in moments)
+    for online, target in zip(run.learner.online.parameters(), run.learner.target.parameters(), strict=True):
+        assert torch.equal(online, target)
+    run.envs.close()
+
+
+def corrupt_frames(staging: Staging, groups: int) -> int:
+    """Puts groups of one colour each while the device lags behind; counts the pixels of another colour."""
+    B = len(staging.rows["env_id"])
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+    zeros = np.zeros(B, bool)
+    for colour in range(groups):
+        torch.cuda._sleep(20_000_000)  # about 10 ms: the copy that follows is late
+        staging.put(
+            env_id=np.arange(B), reward=np.zeros(B), terminated=zeros, done=zeros, life_lost=zeros,
+            obs=np.full((B, 84, 84), colour % 256, np.uint8),
+        )  # fmt: skip
+        wrong += (staging.rows["obs"] != colour % 256).sum()
+    return int(wrong)
+
+
+def test_a_slot_is_never_overwritten_while_its_copy_reads_it(cuda: torch.device) -> None:
+    staging = Staging(group_size=64, obs_shape=(84, 84), obs_dtype=torch.uint8, device=cuda)
+    assert corrupt_frames(staging, 40) == 0
+
+
+def test_without_its_events_the_race_is_lost(cuda: torch.device) -> None:
+    staging = Staging(group_size=64, obs_shape=(84, 84), obs_dtype=torch.uint8, device=cuda)
+
+    class Passed:
+        def synchronize(self) -> None: ...
+        def record(self) -> None: ...
+
+    staging._free = [Passed() for _ in staging._slots]  # type: ignore[list-item]
+    assert corrupt_frames(staging, 40) > 0
+
+
+def test_graphed_eager_and_cpu_updates_agree(tmp_path: Path) -> None:
+    """100 single updates, each from the reference's own state; trajectories would diverge by chaos alone."""
+    runs = {}
+    for name, changes in {
+        "graphed": {"device": "cuda"}, "cpu": {"device": "cpu", "compile": False, "resize": "device"},
+    }.items():  # fmt: skip
+        config = replace(SMALL, precision="fp32", run_dir=str(tmp_path / name), **changes)
+        runs[name] = Run(config, ["test"])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        graphed, cpu = runs["graphed"], runs["cpu"]
+        graphed.envs.start()
+        while graphed.clock.updates < 2:
+            step_group(graphed)
+        cpu.envs.close()
+        for name, tensor in graphed.ring.storage.items():
+            cpu.ring.storage[name].copy_(tensor)
+        for attribute in ("count", "draw_counter"):
+            getattr(cpu.ring, attribute).copy_(getattr(graphed.ring, attribute))
+        worst = 0.0
+        for _ in range(100):
+            cpu.learner.load_state(graphed.learner.state())
+            cpu.ring.draw_counter.copy_(graphed.ring.draw_counter)
+            graphed.pipeline.update()
+            cpu.pipeline.update()
+            ours = torch.cat([param.grad.flatten() for param in graphed.learner.online.parameters()]).cpu()
+            theirs = torch.cat([param.grad.flatten() for param in cpu.learner.online.parameters()])
+            worst = max(worst, float((ours - theirs).norm() / theirs.norm()))
+        assert worst <= 1e-4
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        graphed.envs.close()
+
+
+def test_memory_is_the_ring_and_little_more(tmp_path: Path) -> None:
+    """A million frames are 7.06 GB; everything else together stays below 1.5 GB."""
+    torch.cuda.reset_peak_memory_stats()
+    run = Run(replace(Config(), device="cuda", ui="quiet", run_dir=str(tmp_path / "run")), ["test"])
+    assert 7.0e9 < run.ring.nbytes < 7.1e9
+    assert torch.cuda.max_memory_reserved() - run.ring.nbytes <= 1.5e9
+    run.envs.close()
+
+
+def test_catch_is_learned_on_the_gpu(tmp_path: Path) -> None:
+    config = replace(load_preset("catch"), device="cuda", ui="quiet", run_dir=str(tmp_path / "run"))
+    assert train(config).summary["score_mean_100"] >= 0.9

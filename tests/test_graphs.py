@@ -1,0 +1,23 @@
+"""Graphs on a CPU, where a graph is its function; the captured ones are in tests/gpu."""
+
+import torch
+
+from fastdqn.graphs import Graph, preserved
+
+
+def test_a_graph_on_a_cpu_is_its_function_and_building_it_executes_nothing() -> None:
+    total = torch.zeros(())
+    graph = Graph(lambda: total.add_(1), torch.device("cpu"))
+    assert total == 0 and not graph.captured
+    graph()
+    graph()
+    assert total == 2
+
+
+def test_preserved_restores_values_in_place() -> None:
+    weight, count = torch.randn(3), torch.tensor(4)
+    address, before = weight.data_ptr(), weight.clone()
+    with preserved([weight, count]):
+        weight.mul_(2)
+        count.add_(1)
+    assert torch.equal(weight, before) and count == 4 and weight.data_ptr() == address
