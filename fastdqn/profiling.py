@@ -21,6 +21,9 @@ WAITS = (
 )
 
 
+_ITERATION = "fastdqn iteration"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a capture says. Times in seconds."""
@@ -79,7 +82,8 @@ def capture(
         for turn in range(3 + iterations):
             if turn == 3:
                 before = dict(phase_seconds)
-            step()
+            with torch.profiler.record_function(_ITERATION):
+                step()
             if cuda and turn == 2 + iterations:
                 torch.cuda.synchronize(device)
             profiler.step()
@@ -92,16 +96,16 @@ def capture(
         torch.cuda.memory._dump_snapshot(str(out / "memory.snapshot"))
         torch.cuda.memory._record_memory_history(enabled=None)
     events = list(profiler.events() or [])
-    steps = [event.time_range for event in events if event.name.startswith("ProfilerStep#")]
+    steps = [event.time_range for event in events if event.name == _ITERATION]
     start, end = min(span.start for span in steps), max(span.end for span in steps)
     busy, gaps = None, []
     if cuda:
-        kernels = [e.time_range for e in events if e.device_type == DeviceType.CUDA and "ProfilerStep" not in e.name]
+        kernels = [e.time_range for e in events if e.device_type == DeviceType.CUDA and e.name != _ITERATION]
         busy, gaps = occupancy(((span.start, span.end) for span in kernels), start, end)
     operations = [
         (row.key, getattr(row, key) / 1e6, row.count)
         for row in sorted(averages, key=lambda row: -getattr(row, key))
-        if not row.key.startswith("ProfilerStep")
+        if row.key != _ITERATION and not row.key.startswith("ProfilerStep")
     ]
     verdict = Verdict(
         device=torch.cuda.get_device_name(device) if cuda else "CPU",
