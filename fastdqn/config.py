@@ -98,8 +98,8 @@ class Config:
     """One synchronous pool and deterministic kernels: the same seed gives the same weights, bit for bit, but slower."""
     compile: bool = True
     """torch.compile the network and the loss; --no-compile runs the same functions eagerly."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the networks (weights stay float32); auto: bf16 where the processor has it."""
+    precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
+    """Arithmetic of the networks (weights stay float32); auto: bf16 where the processor has it. tf32: CUDA only."""
     env_threads: int = 0
     """EnvPool's threads; 0: chosen from the cores."""
     torch_threads: int = 0

@@ -6,6 +6,7 @@ tensors. Pointers: PyTorch's notes on CUDA graphs, "Constraints". Capturing by h
 `CudaGraphModule`, which synchronises before every replay and freezes non-tensor arguments silently.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,13 +38,19 @@ class Graph:
             for _ in range(WARM_UP_CALLS):
                 function()
         stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.autograd.set_multithreading_enabled(False),
-            torch.compiler.set_stance("fail_on_recompile"),
-            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-        ):
-            function()
+        graph, collected = torch.cuda.CUDAGraph(), gc.isenabled()
+        gc.collect()
+        gc.disable()  # a collection in mid-capture could free what belongs to another graph
+        try:
+            with (
+                torch.autograd.set_multithreading_enabled(False),
+                torch.compiler.set_stance("fail_on_recompile"),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
+                function()
+        finally:
+            if collected:
+                gc.enable()
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = graph
 

@@ -84,8 +84,9 @@ class Run:
         self.env_threads, self.torch_threads = resolve_threads(config, self.device)
         torch.set_num_threads(self.torch_threads)
         keep_freed_memory()
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
+        tf32 = config.precision == "tf32"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32  # on by default, for convolutions
         torch.use_deterministic_algorithms(config.deterministic)
         # a debugging aid that costs a kernel per new tensor
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
@@ -170,6 +171,8 @@ class Run:
         )
 
     def _resolve_precision(self) -> torch.dtype:
+        if self.config.precision == "tf32" and self.device.type != "cuda":
+            raise UsageError("precision=tf32: only CUDA has it; use fp32 or auto")
         native = hardware.has_bf16(self.device)
         if self.config.encoder == "mlp" and self.config.precision == "auto":
             return torch.float32  # nothing to gain on small matrices, and values of many digits to lose

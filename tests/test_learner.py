@@ -185,3 +185,16 @@ def test_state_round_trip_continues_bit_for_bit() -> None:
     for part in one:
         assert one[part].keys() == two[part].keys() and len(one[part]) > 0
         assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
+
+
+def test_a_state_is_restored_in_place_over_moments_that_exist() -> None:
+    """A captured graph knows addresses: a moment that is rebound would be lost to it."""
+    torch.manual_seed(0)
+    first, second = (make_learner(QNetwork((4, 84, 84), 3)) for _ in range(2))
+    for learner, seed in ((first, 1), (second, 2)):
+        learner.update(**random_batch((4, 84, 84), 3, 8, seed))
+    addresses = [tensor.data_ptr() for tensor in second.tensors()]
+    second.load_state({part: {k: v.clone() for k, v in tree.items()} for part, tree in first.state().items()})
+    assert [tensor.data_ptr() for tensor in second.tensors()] == addresses
+    one, two = first.state()["optimizer"], second.state()["optimizer"]
+    assert len(one) > 0 and all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,184 @@
+"""Everything a GPU is needed for, in stages that continue where the last call stopped.
+
+    python -m benchmarks.gpu_suite --out DIR --minutes 9 [--archive FILE] [--device cpu --quick] [--retry]
+
+Each call runs the stages that are left and still fit the given minutes; a stage leaves its JSON in DIR at once and
+prints one line. `--archive FILE` ends each call with one tar of all results, cut into FILE.000, FILE.001, ... of at
+most 8 MB; where DIR is empty and such pieces are there, the call begins by unpacking them, so that a new machine goes on
+where the last one stopped. A stage that fails is recorded and passed over; `--retry` runs the failed ones again.
+
+It needs what fastdqn needs and pytest. The commit comes from FASTDQN_COMMIT where there is no .git.
+"""
+
+import argparse
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdqn import hardware
+
+PIECE_BYTES = 8_000_000
+KEPT = (".json", ".jsonl", ".csv", ".png", ".md", ".txt", ".toml", ".gz", ".safetensors")
+GRACE_SECONDS = 40  # for a run that was told to stop: it saves and ends
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. `minutes` is what it takes at most; a `timed` one is stopped by SIGTERM when they are over."""
+
+    name: str
+    minutes: float
+    command: list[str]
+    timed: bool = False
+
+
+def stages(out: Path, device: str, quick: bool) -> list[Stage]:
+    """In order of need. With `quick` every stage is cut to what shows that it works."""
+    python, small = [sys.executable, "-m"], ["--quick"] if quick else []
+
+    def ladder(name: str, *flags: str) -> Stage:
+        capacity = "50000" if quick else "1000000"
+        return Stage(
+            name, 2.0 if quick else 5.0,
+            [*python, "benchmarks.throughput", "--device", device, "--replay-capacity", capacity,
+             "--json", str(out / f"{name}.json"), *flags, *small],
+        )  # fmt: skip
+
+    def learning(game: str) -> Stage:
+        frames = "60000" if quick else "40000000"
+        changes = ["--learning-starts", "2000", "--replay-capacity", "50000"] if quick else []
+        return Stage(
+            f"learn-{game}", 1.5 if quick else 8.5,
+            [*python, "fastdqn", "train", "--env", game, "--device", device, "--total-frames", frames, "--json",
+             "--ui", "plain", "--run-dir", str(out / f"learn-{game}"), *changes],
+            timed=True,
+        )  # fmt: skip
+
+    tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
+    return [
+        Stage("tests", 6.0, [*python, "pytest", "-q", *tests]),
+        ladder("ladder-64", "--num-envs", "64", "--replay-ratio", "8" if quick else "8,4,2,1"),
+        Stage(
+            "profile", 2.0,
+            [*python, "fastdqn", "profile", "--device", device, "--ui", "quiet", "--json", "--run-dir",
+             str(out / "profile-run"), *(["--replay-capacity", "50000", "--batch-size", "64"] if quick else [])],
+        ),
+        learning("Breakout"),
+        ladder("ladder-batch-512", "--num-envs", "128", "--replay-ratio", "8", "--batch-size", "512"),
+        ladder("ladder-sizes", "--num-envs", "32" if quick else "16,128,256", "--replay-ratio", "8"),
+        ladder("ladder-resize-in-env", "--num-envs", "64", "--replay-ratio", "8", "--resize", "env"),
+        Stage("learner", 4.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
+        Stage("replay", 4.0, [*python, "benchmarks.replay", "--device", device, "--out", str(out), *small]),
+        Stage("envs", 6.0, [*python, "benchmarks.envs", "--out", str(out), *small]),
+        learning("Pong"),
+        learning("SpaceInvaders"),
+    ]  # fmt: skip
+
+
+def run(stage: Stage, out: Path, seconds: float) -> dict:
+    """Runs one stage within `seconds`; its output goes to DIR/NAME.txt. Returns its record."""
+    started = time.perf_counter()
+    with (out / f"{stage.name}.txt").open("w") as log:
+        process = subprocess.Popen(stage.command, stdout=subprocess.PIPE, stderr=log, text=True)
+        stopped = False
+        try:
+            output, _ = process.communicate(timeout=max(seconds - GRACE_SECONDS, 1) if stage.timed else seconds)
+        except subprocess.TimeoutExpired:
+            stopped = True
+            process.send_signal(signal.SIGTERM)
+            try:
+                output, _ = process.communicate(timeout=GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, _ = process.communicate()
+        log.write(output)
+    lines = output.strip().splitlines()
+    good = process.returncode == 0 or (stage.timed and process.returncode == 128 + signal.SIGTERM)
+    record = {
+        "state": "done" if good else "failed",
+        "exit_code": process.returncode,
+        "stopped": stopped,
+        "seconds": round(time.perf_counter() - started, 1),
+        "last_line": lines[-1][:300] if lines else "",
+        "command": " ".join(["python", *stage.command[1:]]),
+        "commit": hardware.commit(),
+    }
+    if lines and lines[-1].startswith("{"):
+        (out / f"{stage.name}-summary.json").write_text(json.dumps(json.loads(lines[-1]), indent=2) + "\n")
+    return record
+
+
+def pack(out: Path, archive: Path) -> list[Path]:
+    """Writes DIR's results as one compressed tar, cut into pieces."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for path in sorted(out.rglob("*")):
+            if path.is_file() and path.suffix in KEPT:
+                tar.add(path, path.relative_to(out).as_posix())
+    for old in pieces_of(archive):
+        old.unlink()
+    data, pieces = buffer.getvalue(), []
+    for number, start in enumerate(range(0, len(data), PIECE_BYTES)):
+        pieces.append(archive.with_name(f"{archive.name}.{number:03}"))
+        pieces[-1].write_bytes(data[start : start + PIECE_BYTES])
+    return pieces
+
+
+def unpack(archive: Path, out: Path) -> None:
+    """Restores what `pack` wrote."""
+    data = b"".join(piece.read_bytes() for piece in pieces_of(archive))
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
+        tar.extractall(out, filter="data")
+
+
+def pieces_of(archive: Path) -> list[Path]:
+    return sorted(archive.parent.glob(f"{archive.name}.[0-9][0-9][0-9]"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9.0, help="this call's time")
+    parser.add_argument("--archive", type=Path)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--retry", action="store_true", help="run failed stages again")
+    parser.add_argument("--only", default="", help="stages to run, separated by commas")
+    flags = parser.parse_args()
+    deadline = time.perf_counter() + 60 * flags.minutes
+    flags.out.mkdir(parents=True, exist_ok=True)
+    if flags.archive and not any(flags.out.iterdir()) and pieces_of(flags.archive):
+        unpack(flags.archive, flags.out)
+    state_file = flags.out / "state.json"
+    state = json.loads(state_file.read_text()) if state_file.exists() else {}
+    (flags.out / "environment.json").write_text(json.dumps(hardware.environment(), indent=2) + "\n")
+    wanted = [stage for stage in stages(flags.out, flags.device, flags.quick)
+              if not flags.only or stage.name in flags.only.split(",")]  # fmt: skip
+    for stage in wanted:
+        known = state.get(stage.name, {}).get("state")
+        if known == "done" or (known == "failed" and not flags.retry):
+            continue
+        left = deadline - time.perf_counter()
+        if left < 60 * stage.minutes:
+            print(f"{stage.name}: {stage.minutes:g} minutes needed, {left / 60:.1f} left; the next call goes on here")
+            break
+        state[stage.name] = run(stage, flags.out, 60 * stage.minutes)
+        state_file.write_text(json.dumps(state, indent=2) + "\n")
+        record = state[stage.name]
+        print(f"{stage.name}: {record['state']} in {record['seconds']:.0f} s; {record['last_line'][:160]}", flush=True)
+    left = [stage.name for stage in wanted if state.get(stage.name, {}).get("state") != "done"]
+    print(f"not done: {', '.join(left)}" if left else "all stages are done")
+    if flags.archive:
+        pieces = pack(flags.out, flags.archive)
+        print(f"archive: {len(pieces)} pieces, {sum(piece.stat().st_size for piece in pieces) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The GPU suite's bookkeeping: stages are recorded, stopped in time, and carried from machine to machine."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_suite
+from benchmarks.gpu_suite import Stage, pack, run, unpack
+
+
+def python(code: str, **options) -> Stage:
+    return Stage("stage", 1.0, [sys.executable, "-c", code], **options)
+
+
+def test_results_survive_the_way_through_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "PIECE_BYTES", 1_000)
+    out, other = tmp_path / "out", tmp_path / "other"
+    (out / "run" / "checkpoints").mkdir(parents=True)
+    files = {"state.json": b"{}", "run/checkpoints/model.safetensors": os.urandom(5_000), "run/metrics.jsonl": b"1\n"}
+    for name, data in files.items():
+        (out / name).write_bytes(data)
+    pieces = pack(out, tmp_path / "results.tar.gz")
+    assert len(pieces) > 4 and all(piece.stat().st_size <= 1_000 for piece in pieces)
+    unpack(tmp_path / "results.tar.gz", other)
+    assert {
+        path.relative_to(other).as_posix(): path.read_bytes() for path in other.rglob("*") if path.is_file()
+    } == files
+
+
+def test_a_stage_leaves_its_last_json_line_and_its_record(tmp_path: Path) -> None:
+    record = run(python("print('table'); print('{\"fps\": 3}')"), tmp_path, 30)
+    assert record["state"] == "done" and record["exit_code"] == 0
+    assert json.loads((tmp_path / "stage-summary.json").read_text()) == {"fps": 3}
+    assert "table" in (tmp_path / "stage.txt").read_text()
+
+
+def test_a_failing_stage_is_recorded_as_failed(tmp_path: Path) -> None:
+    record = run(python("import sys; print('half'); sys.exit(3)"), tmp_path, 30)
+    assert record["state"] == "failed" and record["exit_code"] == 3
+
+
+def test_a_timed_stage_is_told_to_stop_and_counts_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "GRACE_SECONDS", 5)
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('{}'), sys.exit(143))); time.sleep(60)"
+    record = run(python(code, timed=True), tmp_path, 7)
+    assert record["stopped"] and record["exit_code"] == 143 and record["state"] == "done"
+    assert run(python(code), tmp_path, 2)["state"] == "failed"  # only a timed stage may be cut short
+
+
+def test_done_stages_are_not_run_again_and_failed_ones_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    count = f"import pathlib, sys; p = pathlib.Path({str(marks)!r}); n = len(list(p.iterdir())); (p / str(n)).touch()"
+    plan = [
+        Stage("good", 0.1, [sys.executable, "-c", count]),
+        Stage("bad", 0.1, [sys.executable, "-c", count + "; sys.exit(1)"]),
+    ]
+    monkeypatch.setattr(gpu_suite, "stages", lambda *_: plan)
+    for flags, runs in (([], 2), ([], 2), (["--retry"], 3)):
+        monkeypatch.setattr(sys, "argv", ["gpu_suite", "--out", str(tmp_path / "out"), "--minutes", "1", *flags])
+        gpu_suite.main()
+        assert len(list(marks.iterdir())) == runs
+    assert "not done: bad" in capsys.readouterr().out

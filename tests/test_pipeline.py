@@ -1,0 +1,75 @@
+"""The device side of the loop on a CPU: what is stored, what is sent, and in which order."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdqn.config import Config
+from fastdqn.run import Run
+from fastdqn.trainer import step_group
+
+TINY = replace(
+    Config(), env="Breakout", num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400, hidden_size=16,
+    target_update_period=100, total_frames=4_000, compile=False, precision="fp32", ui="quiet", torch_threads=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    run = Run(replace(TINY, run_dir=str(tmp_path / "run")), ["test"])
+    run.envs.start()
+    yield run
+    run.envs.close()
+    torch.set_num_threads(2)
+
+
+def test_a_group_is_stored_as_it_was_staged_with_the_actions_that_were_sent(run: Run) -> None:
+    for _ in range(40):
+        step_group(run)
+        rows, ring = run.staging.rows, run.ring
+        lane = rows["env_id"]
+        newest = (ring.count[lane] - 1) % ring.lane_length
+        assert torch.equal(ring.storage["frame"][lane, newest], rows["obs"])
+        for name in ("reward", "terminated", "done", "life_lost"):
+            assert torch.equal(ring.storage[name][lane, newest], rows[name]), name
+        assert ring.storage["action"][lane, newest].tolist() == run.staging.wait_for_actions().tolist()
+
+
+def test_epsilon_reaches_the_choice_of_actions(run: Run) -> None:
+    """At epsilon 0 the actions are greedy; at 1 they are not, nearly always."""
+    step_group(run)
+    rows = run.staging.rows
+    greedy = run.learner.q_values(run.ring.latest(rows["env_id"])).argmax(1)
+    choices = []
+    for epsilon in (0.0, 1.0):
+        for _ in range(20):
+            run.pipeline.append_and_act(epsilon)
+            choices.append(run.staging.wait_for_actions().copy())
+            greedy = run.learner.q_values(run.ring.latest(rows["env_id"])).argmax(1)
+            if epsilon == 0 and not rows["life_lost"].any():
+                assert choices[-1].tolist() == greedy.tolist()
+    assert len({tuple(choice) for choice in choices[20:]}) > 3
+
+
+def test_on_a_cpu_the_games_are_under_way_before_an_update_runs_and_acting_takes_one_thread(run: Run) -> None:
+    while run.clock.updates == 0:
+        step_group(run)
+    in_flight, threads, act_threads = [], [], []
+    update, act = run.learner.update, run.learner.act
+    run.learner.update = lambda *batch: (in_flight.append(run.envs._in_flight), threads.append(torch.get_num_threads()), update(*batch))[0]  # type: ignore[method-assign]  # fmt: skip
+    run.learner.act = lambda obs: (act_threads.append(torch.get_num_threads()), act(obs))[1]  # type: ignore[method-assign]
+    for _ in range(20):
+        step_group(run)
+    assert set(in_flight) == {4} and len(in_flight) > 5
+    assert set(threads) == {2} and set(act_threads) == {1}
+
+
+def test_building_the_pipeline_leaves_ring_optimiser_and_target_untouched(run: Run) -> None:
+    assert run.ring.count.sum() == 0 and run.ring.draw_counter == 0 and run.ring.failed_slots == 0
+    moments = [value for state in run.learner.optimizer.state.values() for value in state.values()]
+    assert moments and all((value == 0).all() for value in moments)
+    pairs = zip(run.learner.online.parameters(), run.learner.target.parameters(), strict=True)
+    assert all(torch.equal(online, target) for online, target in pairs)
+    assert run.learner.explore_counter == 0 and run.learner.read_metrics() == {}
