@@ -23,15 +23,23 @@ class Conv2d(nn.Conv2d):
         return F.conv2d(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
 
 
+# torch 2.11 cannot compile a change of a tensor's element size after a copy
+_WORDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+
+
 def fold_blocks(obs: Tensor) -> Tensor:
     """Turns every 4x4 block of pixels into the channels of one. uint8 [B, S, H, W] -> [B, 16 S, H/4, W/4]
 
-    The four bytes of a block's row move as one int32 word, and the result lies in memory with its channels last, as
-    convolutions like it. Channels are ordered (frame, row, column).
+    The result lies in memory with its channels last, as convolutions like it; channels are ordered (frame, row, column).
+    On a CPU the four bytes of a block's row move as one int32 word; on CUDA the compiler fuses the bytes' way itself.
     """
     B, S, H, W = obs.shape
-    words = obs.view(torch.int32).view(B, S, H // 4, 4, W // 4).permute(0, 2, 4, 1, 3).contiguous()
-    return words.view(torch.uint8).view(B, H // 4, W // 4, 16 * S).permute(0, 3, 1, 2)
+    if _WORDS and not obs.is_cuda:
+        words = obs.view(torch.int32).view(B, S, H // 4, 4, W // 4).permute(0, 2, 4, 1, 3).contiguous()
+        blocks = words.view(torch.uint8)
+    else:
+        blocks = obs.view(B, S, H // 4, 4, W // 4, 4).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(B, H // 4, W // 4, 16 * S).permute(0, 3, 1, 2)
 
 
 def fold_weight(weight: Tensor) -> Tensor:

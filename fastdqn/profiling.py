@@ -172,9 +172,11 @@ def _waits(step: Callable[[], None], activities: list[Any], iterations: int) -> 
 
 def _place(event: Any) -> str:
     """file:line of the innermost frame of ours around an event."""
+    frames = list(event.stack or [])
     while event is not None:
-        name = event.name
+        frames.append(event.name)
+        event = event.cpu_parent
+    for name in frames:
         if "fastdqn/" in name and "): " in name:  # python frames are named path(line): function
             return "fastdqn/" + name.rsplit("fastdqn/", 1)[1].replace("(", ":", 1).replace("): ", " in ", 1)
-        event = event.cpu_parent
-    return "outside fastdqn"
+    return "a place without a stack"

@@ -43,7 +43,10 @@ for case in json.loads(sys.argv[1]):
 def answers(program: str, cases: list[str]) -> dict[str, str]:
     """What the child said to each case it lived to see; the last word is how it ended."""
     child = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(cases)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     said = dict(json.loads(line) for line in child.stdout.splitlines())
     return {**said, "exit": f"{child.returncode} {child.stderr[-500:]}".strip()}

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdqn import networks
 from fastdqn.networks import NatureEncoder, QNetwork, fold_blocks, fold_weight
 
 
@@ -12,7 +13,11 @@ def screens(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_folding_puts_each_block_of_four_by_four_pixels_into_the_channels_of_one() -> None:
+@pytest.mark.parametrize("words", [True, False])
+def test_folding_puts_each_block_of_four_by_four_pixels_into_the_channels_of_one(
+    words: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "_WORDS", words)
     obs = screens(3, 2, 8, 12)
     folded = fold_blocks(obs)
     assert folded.shape == (3, 32, 2, 3)

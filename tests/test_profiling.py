@@ -71,5 +71,6 @@ def test_profile_is_a_command_and_names_the_limit(tmp_path: Path, capsys: pytest
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["iterations"] == 10 and summary["phases"]["learn"] > 0 and summary["gpu_busy"] is None
     assert (Path(summary["profile"]) / "trace.json.gz").stat().st_size < 1_000_000
-    # the sampled batch has no host sync of ours; the fused optimiser reads its step counters on a CPU
-    assert all("learner.py" in place for _, place, _ in summary["waits"])
+    # no sync of ours, which would name its line; on a CPU the fused optimiser reads its step counters
+    assert {call for call, _, _ in summary["waits"]} <= {"aten::_local_scalar_dense"}
+    assert not [place for _, place, _ in summary["waits"] if "fastdqn/" in place and "learner.py" not in place]

@@ -1,5 +1,6 @@
 """`fastdqn profile`: a few iterations of the training loop under torch.profiler, and what they say."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,4 +28,5 @@ def run(config: Config, command: Sequence[str]) -> tuple[Path, Verdict]:
         for _ in range(WARM_GROUPS):
             step_group(run)
         verdict = capture(lambda: step_group(run), out, run.device, run.phase.seconds)
+    shutil.rmtree(run.folder.checkpoints)  # an agent of a few updates is no result
     return out, verdict
