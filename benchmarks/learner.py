@@ -1,0 +1,153 @@
+"""What an update reaches: samples/s and FLOP/s against batch size and precision, beside what the device can do.
+
+    python -m benchmarks.learner [--device auto] [--quick] [--out benchmarks/results]
+
+The ceilings are measured in the same run: a large square matrix product in the same precision, and a large copy. More
+than 100 % of the product's rate is possible: on some processors the float32 product runs below what convolutions reach.
+Work
+of one transition, in floating-point operations (a multiply-add is two), F being the forward pass of the Nature CNN:
+
+    3 F        online(s), online(s'), target(s')
+    2 F - f1   backward: gradients of weights and of inputs, but none of the first convolution's input (f1)
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from torch import nn
+
+from benchmarks.publish import publish, spread
+from fastdqn import hardware
+from fastdqn.graphs import Graph, preserved
+from fastdqn.learner import Learner
+from fastdqn.memory import keep_freed_memory
+from fastdqn.networks import QNetwork
+
+ACTIONS, OBS = 4, (4, 84, 84)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def flop_per_sample() -> float:
+    """Operations of one transition in one update, counted from the layers."""
+    network, works = QNetwork(OBS, ACTIONS), []
+
+    def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        works.append(2.0 * weight[0].numel() * output[0].numel())
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    network(torch.zeros(1, *OBS, dtype=torch.uint8))
+    return 5 * sum(works) - works[0]
+
+
+def make_update(batch: int, precision: str, device: torch.device, threads: int) -> Graph:
+    """One update on a fixed batch of random screens, captured on CUDA."""
+    torch.manual_seed(0)
+    network = QNetwork(OBS, ACTIONS, compute_dtype=DTYPES[precision]).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True, capturable=device.type == "cuda")
+    learner = Learner(
+        network, optimizer, double=True, loss="huber", max_grad_norm=10.0, seed=1,
+        compile=hardware.has_compiler(device),
+    )  # fmt: skip
+    obs, next_obs = torch.randint(0, 256, (2, batch, *OBS), dtype=torch.uint8, device=device).unbind()
+    action = torch.randint(0, ACTIONS, (batch,), device=device)
+    reward, discount, weight = (torch.rand(batch, device=device) for _ in range(3))
+    learner.warm_up(obs.clone(), batch, threads)
+    obs, next_obs = obs.clone(), next_obs.clone()
+    with preserved(learner.tensors()):
+        return Graph(lambda: learner.update(obs, action, reward, discount, next_obs, weight), device)
+
+
+def seconds_a_call(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads on a CPU; 0: all cores but one")
+    parser.add_argument("--quick", action="store_true", help="three batch sizes, 3 turns")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    flags = parser.parse_args()
+    device = torch.device("cuda" if flags.device != "cpu" and torch.cuda.is_available() else "cpu")
+    cuda = device.type == "cuda"
+    threads = flags.threads or (1 if cuda else max(hardware.cores() - 1, 1))
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    turns, batches = (3, [64, 256, 512]) if flags.quick else (7, [32 * 2**k for k in range(6)])
+    size = 8192 if cuda else 2048
+    calls = 30 if cuda else 5
+    cases: dict[tuple[str, int], Callable[[], object]] = {}
+    for precision, dtype in DTYPES.items():
+        a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
+        cases[precision, 0] = lambda a=a, b=b: a @ b
+        for batch in batches:
+            cases[precision, batch] = make_update(batch, precision, device, threads)
+    source = torch.ones(1 << (28 if cuda else 26), device=device)
+    destination = torch.empty_like(source)
+    cases["copy", 0] = lambda: destination.copy_(source)
+    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    for turn in range(turns + 1):
+        for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+            value = seconds_a_call(cases[case], calls, device)
+            if turn > 0:
+                times[case].append(value)
+    work = flop_per_sample()
+    bandwidth = 2 * source.nbytes / statistics.median(times["copy", 0])
+    parameters = sum(param.numel() for param in QNetwork(OBS, ACTIONS).parameters())
+    # Adam alone reads weight, gradient and both moments and writes three of them, whatever the batch
+    optimizer_bytes = 7 * 4 * parameters
+    print(
+        f"{device}, {threads} torch threads, {turns} turns; {work / 1e6:.1f} MFLOP a transition; copy {bandwidth / 1e9:,.0f} GB/s"
+    )
+    print(f"{'precision':10}{'batch':>6}{'samples/s':>12}{'ms':>9}{'GFLOP/s':>10}{'of matmul':>11}{'Adam of copy':>14}")
+    results = []
+    for precision in DTYPES:
+        matmul = 2 * size**3 / statistics.median(times[precision, 0])
+        for batch in batches:
+            seconds = statistics.median(times[precision, batch])
+            row = {
+                "precision": precision,
+                "batch_size": batch,
+                "seconds": spread(times[precision, batch]),
+                "samples_per_second": batch / seconds,
+                "flop_per_second": batch * work / seconds,
+                "of_matmul_rate": batch * work / seconds / matmul,
+                "matmul_flop_per_second": matmul,
+                "optimizer_bytes_of_bandwidth": optimizer_bytes / seconds / bandwidth,
+            }
+            results.append(row)
+            print(f"{precision:10}{batch:6}{row['samples_per_second']:12,.0f}{seconds * 1e3:9.2f}"
+                  f"{row['flop_per_second'] / 1e9:10,.0f}{row['of_matmul_rate']:11.1%}"
+                  f"{row['optimizer_bytes_of_bandwidth']:14.1%}")  # fmt: skip
+
+    def draw(axes: Axes) -> None:
+        for precision in DTYPES:
+            rows = [row for row in results if row["precision"] == precision]
+            axes.plot([row["batch_size"] for row in rows], [row["samples_per_second"] for row in rows], marker="o",
+                      label=f"{precision}, up to {max(row['of_matmul_rate'] for row in rows):.0%} of the matmul rate")  # fmt: skip
+        axes.set(xscale="log", xlabel="transitions in a batch", ylabel="transitions learned per second", ylim=(0, None))
+
+    settings = {"threads": threads, "turns": turns, "flop_per_sample": work, "copy_bytes_per_second": bandwidth}
+    publish(f"learner-{device.type}", results, flags.out, settings, draw)
+
+
+if __name__ == "__main__":
+    main()

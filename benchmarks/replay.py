@@ -1,0 +1,129 @@
+"""How the ring's cost grows: append and sample + gather against capacity and batch size.
+
+    python -m benchmarks.replay [--device auto] [--quick] [--out benchmarks/results]
+
+Appends are groups of 32 rows; a sample is draw, n-step return and both stacks, n = 3, uniform. Cases take turns; each
+figure is a median over the turns. On CUDA every operation is a captured graph, timed by events, and at batches of 256
+and more a ring of 1M frames must cost at most 1.15 times one of 100k; on a CPU there is no bound.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+
+from benchmarks.publish import publish, spread
+from fastdqn.graphs import Graph
+from fastdqn.memory import check_fits, keep_freed_memory
+from fastdqn.replay import ReplayRing
+
+GROUP, LANES, FRAME = 32, 64, (84, 84)
+BOUND = 1.15
+
+
+def make_ring(capacity: int, device: torch.device) -> ReplayRing:
+    """A full ring of black frames."""
+    ring = ReplayRing(
+        capacity=capacity, num_envs=LANES, obs_shape=FRAME, obs_dtype=torch.uint8, stack=4, n_step=3, gamma=0.99,
+        reward_clip=True, life_loss_terminal=True, seed=1, device=device,
+    )  # fmt: skip
+    ring.count.fill_(ring.lane_length)
+    return ring
+
+
+def appender(ring: ReplayRing, device: torch.device) -> Callable[[], object]:
+    row = {
+        "env_id": torch.arange(GROUP, device=device),
+        "obs": torch.zeros(GROUP, *FRAME, dtype=torch.uint8, device=device),
+        "reward": torch.zeros(GROUP, device=device),
+        **{name: torch.zeros(GROUP, dtype=torch.bool, device=device) for name in ("terminated", "done", "life_lost")},
+    }
+    return lambda: ring.append(**row)
+
+
+def microseconds(graph: Graph, calls: int, device: torch.device) -> float:
+    """Mean time of a call."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        for _ in range(calls):
+            graph()
+        return (time.perf_counter() - started) / calls * 1e6
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        graph()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / calls * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--capacities", default="100000,1000000,4000000")
+    parser.add_argument("--quick", action="store_true", help="up to 1M frames, four batch sizes, 3 turns")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    flags = parser.parse_args()
+    device = torch.device("cuda" if flags.device != "cpu" and torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    batches = [32, 256, 1024, 4096] if flags.quick else [32 * 2**k for k in range(8)]
+    turns, calls = (3, 20) if flags.quick else (9, 50)
+    cases: dict[tuple[int, str, int], Graph] = {}
+    for capacity in map(int, flags.capacities.split(",")):
+        if flags.quick and capacity > 1_000_000:
+            continue
+        try:
+            check_fits(capacity=capacity, num_envs=LANES, obs_shape=FRAME, obs_dtype=torch.uint8, device=device,
+                       reserve_bytes=2_000_000_000)  # fmt: skip
+        except ValueError as error:
+            print(f"left out: {error}")
+            continue
+        ring = make_ring(capacity, device)
+        cases[capacity, "append", GROUP] = Graph(appender(ring, device), device)
+        for batch in batches:
+            cases[capacity, "sample", batch] = Graph(lambda ring=ring, batch=batch: ring.sample(batch), device)
+    times: dict[tuple[int, str, int], list[float]] = {case: [] for case in cases}
+    for turn in range(turns + 1):
+        for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+            value = microseconds(cases[case], calls, device)
+            if turn > 0:  # the first turn warms up
+                times[case].append(value)
+    capacities = sorted({case[0] for case in cases})
+    print(f"microseconds on {device}, {turns} turns of {calls} calls")
+    print(f"{'':14}" + "".join(f"{capacity:>14,}" for capacity in capacities))
+    for kind, size in sorted({case[1:] for case in cases}):
+        row = "".join(f"{statistics.median(times[capacity, kind, size]):14,.0f}" for capacity in capacities)
+        print(f"{kind:8}{size:6}{row}")
+    results = [
+        {"capacity": capacity, "operation": kind, "rows": size, "microseconds": spread(values)}
+        for (capacity, kind, size), values in times.items()
+    ]
+    growth = {}
+    if {100_000, 1_000_000} <= set(capacities):
+        for batch in batches:
+            pairs = zip(times[1_000_000, "sample", batch], times[100_000, "sample", batch], strict=True)
+            growth[batch] = statistics.median(big / small for big, small in pairs)
+            bound = f", bound {BOUND} {'held' if growth[batch] <= BOUND else 'BROKEN'}"
+            print(
+                f"1M / 100k at batch {batch}: {growth[batch]:.2f}{bound if device.type == 'cuda' and batch >= 256 else ''}"
+            )
+
+    def draw(axes: Axes) -> None:
+        for capacity in capacities:
+            values = [statistics.median(times[capacity, "sample", batch]) for batch in batches]
+            axes.plot(batches, values, marker="o", label=f"sample, {capacity:,} frames")
+            append = statistics.median(times[capacity, "append", GROUP])
+            axes.plot([GROUP], [append], marker="x", linestyle="", label=f"append of {GROUP}, {capacity:,} frames")
+        axes.set(xscale="log", yscale="log", xlabel="transitions in a batch", ylabel="microseconds")
+
+    publish(
+        f"replay-{device.type}", results, flags.out, {"turns": turns, "calls": calls, "growth_1M_100k": growth}, draw
+    )
+
+
+if __name__ == "__main__":
+    main()
