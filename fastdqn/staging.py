@@ -68,7 +68,7 @@ class Staging:
         self.action = torch.zeros(B, dtype=torch.int32, device=device)  # static: where the loop's graphs write
         self._actions = torch.zeros(B, dtype=torch.int32, pin_memory=on_gpu)
         self._free = [torch.cuda.Event() for _ in self._slots] if on_gpu else None
-        self._arrived = torch.cuda.Event() if on_gpu else None  # not blocking: a wait spins, see benchmarks/LOG.md
+        self._arrived = torch.cuda.Event() if on_gpu else None  # a wait on it spins; blocking is not measured yet
         self._turn = 0
 
     @property
