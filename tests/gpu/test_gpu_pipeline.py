@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastdqn.config import Config, load_preset
+from fastdqn.metrics import resident_bytes
 from fastdqn.run import Run
 from fastdqn.staging import Staging
 from fastdqn.trainer import step_group, train
@@ -126,9 +127,11 @@ def test_graphed_updates_agree_with_the_cpus(precision: str, tolerance: float, c
 def test_memory_is_the_ring_and_little_more(tmp_path: Path) -> None:
     """A million frames are 7.06 GB; everything else together stays below 1.5 GB."""
     torch.cuda.reset_peak_memory_stats()
+    host = resident_bytes()
     run = Run(replace(Config(), device="cuda", ui="quiet", run_dir=str(tmp_path / "run")), ["test"])
     assert 7.0e9 < run.ring.nbytes < 7.1e9
     assert torch.cuda.max_memory_reserved() - run.ring.nbytes <= 1.5e9
+    assert resident_bytes() - host <= 2e9
     run.envs.close()
 
 
