@@ -1,5 +1,6 @@
 """Memory: what is freed stays in the process."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -24,9 +25,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(mode: str) -> int:
-    return int(subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True).stdout)
+    # glibc adapts its threshold to what it has seen; a fixed one makes every tensor of 1 MB a mapping of its own
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", PROGRAM, mode]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt belongs to glibc")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
-    assert page_faults("keep") * 4 < page_faults("as it is")
+    assert page_faults("keep") * 10 < page_faults("as it is")
