@@ -2,9 +2,9 @@
 
     python -m benchmarks.envs [--env Breakout] [--quick] [--out benchmarks/results]
 
-Uniformly random actions, decisions only. Starting from num_envs = 64 (16 per thread where that is more), groups of half,
-as many threads as cores, 84x84 in EnvPool, one setting varies at a time; the cases take turns. "pinned" restricts the
-pool's threads to as many cores as there are threads; EnvPool's own affinity option is not used.
+Uniformly random actions, decisions only. From num_envs = 64 (16 per thread where that is more), groups of half, as many
+threads as cores and 84x84 in EnvPool, one setting varies at a time; the cases take turns. "pinned" restricts the pool's
+threads to as many cores as there are threads; EnvPool's own option, one core for each thread, is not used.
 """
 
 import argparse
@@ -33,21 +33,38 @@ class Case:
     resize: str = "84x84"
     pinned: bool = False
 
+    @property
+    def group(self) -> int:
+        """Envs received at once."""
+        return max(1, int(self.num_envs * self.share))
+
+    @property
+    def label(self) -> str:
+        extra = ("" if self.resize == "84x84" else ", no resize") + (", pinned" if self.pinned else "")
+        return f"{self.num_envs} / {self.group} / {self.threads}{extra}"
+
 
 def build(env: str, case: Case) -> tuple[VectorEnv, Callable[[], int]]:
     """A started pool. Threads inherit the affinity that the process has while they are made."""
-    cores = os.sched_getaffinity(0)
+    cores = os.sched_getaffinity(0) if case.pinned else set()
     if case.pinned:
         os.sched_setaffinity(0, sorted(cores)[-case.threads :])
     try:
         envs = VectorEnv(
-            env, num_envs=case.num_envs, batch_size=max(1, int(case.num_envs * case.share)), seed=1,
-            num_threads=case.threads, image_size=FRAME_SHAPE if case.resize == "84x84" else SCREEN_SHAPE,
-            stall_seconds=0,
+            env, num_envs=case.num_envs, batch_size=case.group, seed=1, num_threads=case.threads,
+            image_size=FRAME_SHAPE if case.resize == "84x84" else SCREEN_SHAPE, stall_seconds=0,
         )  # fmt: skip
     finally:
-        os.sched_setaffinity(0, cores)
+        if case.pinned:
+            os.sched_setaffinity(0, cores)
     return envs, alone(envs)
+
+
+def measure(case: Case, group: Callable[[], int], seconds: float) -> float:
+    """Env steps per second. All envs stepped while the pool waited for its turn: those steps are received first."""
+    for _ in range(-(-case.num_envs // case.group)):
+        group()
+    return rate(group, seconds)
 
 
 def main() -> None:
@@ -60,13 +77,14 @@ def main() -> None:
     base = Case(max(64, 16 * cores), 0.5, cores)
     threads = sorted({1, max(cores // 2, 1), max(cores - 1, 1), cores, *([] if flags.quick else [2 * cores])})
     sizes = [16, 64, 256] if flags.quick else [16, 32, 64, 128, 256, 512]
+    pinned = [replace(base, threads=max(cores - 1, 1), pinned=True)] if hasattr(os, "sched_setaffinity") else []
     cases = list(dict.fromkeys([
         base,
         *(replace(base, num_envs=size) for size in sizes),
         *(replace(base, share=share) for share in (0.25, 0.75, 1.0)),
         *(replace(base, threads=count) for count in threads),
         replace(base, resize="none (210x160)"),
-        replace(base, threads=max(cores - 1, 1), pinned=True),
+        *pinned,
     ]))  # fmt: skip
     turns, seconds = (2, 1.0) if flags.quick else (5, 3.0)
     pools = {case: build(flags.env, case) for case in cases}
@@ -75,37 +93,34 @@ def main() -> None:
     rates: dict[Case, list[float]] = {case: [] for case in cases}
     for turn in range(turns):
         for case in cases[:: 1 if turn % 2 == 0 else -1]:
-            rates[case].append(rate(pools[case][1], seconds))
+            rates[case].append(measure(case, pools[case][1], seconds))
     for envs, _ in pools.values():
         envs.close()
     reference = statistics.median(rates[base])
     print(f"{flags.env}, {turns} x {seconds:g} s a case, interleaved, env steps/s (a frame rate is four times that)")
-    print(
-        f"{'num_envs':>8}{'group':>7}{'threads':>9}{'resize':>16}{'pinned':>8}{'median':>9}{'lowest':>9}{'highest':>9}{'of first':>10}"
-    )
+    print(f"{'num_envs':>8}{'group':>7}{'threads':>9}{'resize':>16}{'pinned':>8}{'median':>9}{'lowest':>9}"
+          f"{'highest':>9}{'of first':>10}")  # fmt: skip
     results = []
     for case, values in rates.items():
         figures = spread(values)
         results.append({**asdict(case), "env_steps_per_second": figures})
-        print(f"{case.num_envs:8}{int(case.num_envs * case.share):7}{case.threads:9}{case.resize:>16}{case.pinned!s:>8}"
+        print(f"{case.num_envs:8}{case.group:7}{case.threads:9}{case.resize:>16}{case.pinned!s:>8}"
               f"{figures['median']:9,.0f}{figures['lowest']:9,.0f}{figures['highest']:9,.0f}"
               f"{figures['median'] / reference:10.1%}")  # fmt: skip
 
     def draw(axes: Axes) -> None:
-        series = {
-            "threads": [(case.threads, case) for case in cases if case == replace(base, threads=case.threads)],
-            "num_envs": [(case.num_envs, case) for case in cases if case == replace(base, num_envs=case.num_envs)],
-        }
-        for name, points in series.items():
-            points.sort(key=lambda point: point[0])
-            axes.plot([x for x, _ in points], [statistics.median(rates[case]) * 4 for _, case in points], marker="o",
-                      label=f"against {name}")  # fmt: skip
-        screen = statistics.median(rates[replace(base, resize="none (210x160)")]) * 4
-        axes.axhline(screen, linestyle="--", color="grey", label="not resized (210x160)")
-        axes.set(xscale="log", xlabel="threads, or num_envs", ylabel="frames/s", ylim=(0, None))
+        rows = [spread([value * 4 for value in rates[case]]) for case in cases]
+        medians = [row["median"] for row in rows]
+        below = [row["median"] - row["lowest"] for row in rows]
+        above = [row["highest"] - row["median"] for row in rows]
+        axes.barh([case.label for case in cases], medians, xerr=[below, above], capsize=3, color="tab:blue",
+                  label="median; lines from lowest to highest")  # fmt: skip
+        axes.tick_params(axis="y", labelsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel=f"frames/s, {flags.env}, EnvPool alone", xlim=(0, None), ylabel="num_envs / group / threads")
 
     settings = {"env": flags.env, "turns": turns, "seconds": seconds}
-    publish("envs", results, flags.out, settings, draw)
+    publish("envs-cpu", results, flags.out, settings, draw)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,33 @@
 
     python -m benchmarks.learner [--device auto] [--quick] [--out benchmarks/results]
 
-The ceilings are measured in the same run: a large square matrix product in the same precision, and a large copy. More
-than 100 % of the product's rate is possible: on some processors the float32 product runs below what convolutions reach.
-Work
-of one transition, in floating-point operations (a multiply-add is two), F being the forward pass of the Nature CNN:
+The ceilings are measured in the same run: a large square matrix product in the same precision, and a large copy. On a
+CPU the product is also tried as a convolution of 1x1, and the faster counts: PyTorch gives float32 products and float32
+convolutions to two libraries, and on an AMD processor the first reached half to two thirds of the other's rate.
+
+Work of one transition, in floating-point operations (a multiply-add is two), F being the forward pass of the network:
 
     3 F        online(s), online(s'), target(s')
     2 F - f1   backward: gradients of weights and of inputs, but none of the first convolution's input (f1)
+
+Bytes of one update that moves each layer's tensors once, P parameters in float32 and A outputs of layers a transition:
+
+    28 P       Adam: reads weight, gradient and two moments, writes three of them
+    10 A       an output is written and read in three forward passes, read again in the backward pass, and its gradient
+               written and read twice; in the precision of the arithmetic
+    4 screens  of bytes: s forward and for its weight gradient, s' in both networks
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo.config
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import nn
 
@@ -32,20 +43,30 @@ ACTIONS, OBS = 4, (4, 84, 84)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def flop_per_sample() -> float:
-    """Operations of one transition in one update, counted from the layers."""
-    network, works = QNetwork(OBS, ACTIONS), []
+def work_per_sample() -> tuple[float, int]:
+    """Operations and layers' outputs of one transition in one update, counted from the layers."""
+    network, works, outputs = QNetwork(OBS, ACTIONS), [], []
 
     def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
         works.append(2.0 * weight[0].numel() * output[0].numel())
+        outputs.append(output[0].numel())
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
     network(torch.zeros(1, *OBS, dtype=torch.uint8))
-    return 5 * sum(works) - works[0]
+    return 5 * sum(works) - works[0], sum(outputs)
+
+
+def products(size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The product of two square matrices, in the ways worth trying on the device."""
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
+    ways: dict[str, Callable[[], object]] = {"product": lambda: a @ b}
+    if device.type == "cpu":
+        ways["product as convolution"] = lambda: F.conv2d(b.view(1, size, 1, size), a.view(size, size, 1, 1))
+    return ways
 
 
 def make_update(batch: int, precision: str, device: torch.device, threads: int) -> Graph:
@@ -94,56 +115,66 @@ def main() -> None:
     turns, batches = (3, [64, 256, 512]) if flags.quick else (7, [32 * 2**k for k in range(6)])
     size = 8192 if cuda else 2048
     calls = 30 if cuda else 5
-    cases: dict[tuple[str, int], Callable[[], object]] = {}
+    # every case is a compilation of the same two functions; more than 8 would be refused
+    torch._dynamo.config.recompile_limit = 2 * len(DTYPES) * len(batches)
+    cases: dict[tuple[str, int | str], Callable[[], object]] = {}
     for precision, dtype in DTYPES.items():
-        a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
-        cases[precision, 0] = lambda a=a, b=b: a @ b
+        cases |= {(precision, way): product for way, product in products(size, dtype, device).items()}
         for batch in batches:
             cases[precision, batch] = make_update(batch, precision, device, threads)
     source = torch.ones(1 << (28 if cuda else 26), device=device)
     destination = torch.empty_like(source)
-    cases["copy", 0] = lambda: destination.copy_(source)
-    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    cases["fp32", "copy"] = lambda: destination.copy_(source)
+    times: dict[tuple[str, int | str], list[float]] = {case: [] for case in cases}
     for turn in range(turns + 1):
         for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
             value = seconds_a_call(cases[case], calls, device)
             if turn > 0:
                 times[case].append(value)
-    work = flop_per_sample()
-    bandwidth = 2 * source.nbytes / statistics.median(times["copy", 0])
+    work, outputs = work_per_sample()
+    bandwidth = 2 * source.nbytes / statistics.median(times["fp32", "copy"])
     parameters = sum(param.numel() for param in QNetwork(OBS, ACTIONS).parameters())
-    # Adam alone reads weight, gradient and both moments and writes three of them, whatever the batch
-    optimizer_bytes = 7 * 4 * parameters
-    print(
-        f"{device}, {threads} torch threads, {turns} turns; {work / 1e6:.1f} MFLOP a transition; copy {bandwidth / 1e9:,.0f} GB/s"
-    )
-    print(f"{'precision':10}{'batch':>6}{'samples/s':>12}{'ms':>9}{'GFLOP/s':>10}{'of matmul':>11}{'Adam of copy':>14}")
-    results = []
+    print(f"{device}, {threads} torch threads, {turns} turns of {calls} calls, interleaved")
+    print(f"{work / 1e6:.1f} MFLOP a transition; a copy moves {bandwidth / 1e9:,.0f} GB/s, read and written")
+    ways = list(products(1, torch.float32, device))
     for precision in DTYPES:
-        matmul = 2 * size**3 / statistics.median(times[precision, 0])
+        rates = {way: 2 * size**3 / statistics.median(times[precision, way]) / 1e9 for way in ways}
+        print(f"{precision} {size}x{size}: " + ", ".join(f"{way} {rate:,.0f} GFLOP/s" for way, rate in rates.items()))
+    print(f"{'precision':10}{'batch':>6}{'samples/s':>11}{'lowest':>9}{'highest':>10}{'ms':>9}{'GFLOP/s':>10}"
+          f"{'of product':>12}{'GB/s':>8}{'of copy':>9}")  # fmt: skip
+    results = []
+    for precision, dtype in DTYPES.items():
+        matmul = max(2 * size**3 / statistics.median(times[precision, way]) for way in ways)
         for batch in batches:
-            seconds = statistics.median(times[precision, batch])
+            figures = spread(times[precision, batch])
+            seconds = figures["median"]
+            moved = 28 * parameters + batch * (10 * outputs * dtype.itemsize + 4 * math.prod(OBS))
             row = {
                 "precision": precision,
                 "batch_size": batch,
-                "seconds": spread(times[precision, batch]),
+                "seconds": figures,
                 "samples_per_second": batch / seconds,
                 "flop_per_second": batch * work / seconds,
                 "of_matmul_rate": batch * work / seconds / matmul,
                 "matmul_flop_per_second": matmul,
-                "optimizer_bytes_of_bandwidth": optimizer_bytes / seconds / bandwidth,
+                "bytes_per_second": moved / seconds,
+                "of_copy_rate": moved / seconds / bandwidth,
             }
             results.append(row)
-            print(f"{precision:10}{batch:6}{row['samples_per_second']:12,.0f}{seconds * 1e3:9.2f}"
-                  f"{row['flop_per_second'] / 1e9:10,.0f}{row['of_matmul_rate']:11.1%}"
-                  f"{row['optimizer_bytes_of_bandwidth']:14.1%}")  # fmt: skip
+            print(f"{precision:10}{batch:6}{row['samples_per_second']:11,.0f}{batch / figures['highest']:9,.0f}"
+                  f"{batch / figures['lowest']:10,.0f}{seconds * 1e3:9.2f}{row['flop_per_second'] / 1e9:10,.0f}"
+                  f"{row['of_matmul_rate']:12.1%}{row['bytes_per_second'] / 1e9:8,.1f}"
+                  f"{row['of_copy_rate']:9.1%}")  # fmt: skip
 
     def draw(axes: Axes) -> None:
         for precision in DTYPES:
             rows = [row for row in results if row["precision"] == precision]
+            best = max(row["of_matmul_rate"] for row in rows)
             axes.plot([row["batch_size"] for row in rows], [row["samples_per_second"] for row in rows], marker="o",
-                      label=f"{precision}, up to {max(row['of_matmul_rate'] for row in rows):.0%} of the matmul rate")  # fmt: skip
+                      label=f"{precision}, up to {best:.0%} of the product's rate")  # fmt: skip
         axes.set(xscale="log", xlabel="transitions in a batch", ylabel="transitions learned per second", ylim=(0, None))
+        axes.set_xticks(batches, labels=[str(batch) for batch in batches])
+        axes.minorticks_off()
 
     settings = {"threads": threads, "turns": turns, "flop_per_sample": work, "copy_bytes_per_second": bandwidth}
     publish(f"learner-{device.type}", results, flags.out, settings, draw)

@@ -5,6 +5,9 @@
 Appends are groups of 32 rows; a sample is draw, n-step return and both stacks, n = 3, uniform. Cases take turns; each
 figure is a median over the turns. On CUDA every operation is a captured graph, timed by events, and at batches of 256
 and more a ring of 1M frames must cost at most 1.15 times one of 100k; on a CPU there is no bound.
+
+On a CPU the times jump from 2048 transitions on: malloc keeps no block above 32 MB (see `memory.keep_freed_memory`), so
+each of the two stacks, 58 MB there, is mapped afresh and touched page by page in every call.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 
 from benchmarks.publish import publish, spread
+from fastdqn import hardware
 from fastdqn.graphs import Graph
 from fastdqn.memory import check_fits, keep_freed_memory
 from fastdqn.replay import ReplayRing
@@ -65,16 +69,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--capacities", default="100000,1000000,4000000")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads on a CPU; 0: all cores but one")
     parser.add_argument("--quick", action="store_true", help="up to 1M frames, four batch sizes, 3 turns")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     device = torch.device("cuda" if flags.device != "cpu" and torch.cuda.is_available() else "cpu")
+    threads = flags.threads or (1 if device.type == "cuda" else max(hardware.cores() - 1, 1))  # as a training run
+    torch.set_num_threads(threads)
     keep_freed_memory()
     batches = [32, 256, 1024, 4096] if flags.quick else [32 * 2**k for k in range(8)]
     turns, calls = (3, 20) if flags.quick else (9, 50)
     cases: dict[tuple[int, str, int], Graph] = {}
     for capacity in map(int, flags.capacities.split(",")):
         if flags.quick and capacity > 1_000_000:
+            print(f"left out: {capacity:,} frames, with --quick")
             continue
         try:
             check_fits(capacity=capacity, num_envs=LANES, obs_shape=FRAME, obs_dtype=torch.uint8, device=device,
@@ -93,10 +101,13 @@ def main() -> None:
             if turn > 0:  # the first turn warms up
                 times[case].append(value)
     capacities = sorted({case[0] for case in cases})
-    print(f"microseconds on {device}, {turns} turns of {calls} calls")
-    print(f"{'':14}" + "".join(f"{capacity:>14,}" for capacity in capacities))
+    print(
+        f"microseconds on {device}, {threads} torch threads, {turns} turns of {calls} calls: median (lowest to highest)"
+    )
+    print(f"{'rows':14}" + "".join(f"{f'{capacity:,} frames':>30}" for capacity in capacities))
     for kind, size in sorted({case[1:] for case in cases}):
-        row = "".join(f"{statistics.median(times[capacity, kind, size]):14,.0f}" for capacity in capacities)
+        cells = [spread(times[capacity, kind, size]) for capacity in capacities]
+        row = "".join(f"{'{median:,.0f} ({lowest:,.0f} to {highest:,.0f})'.format(**cell):>30}" for cell in cells)
         print(f"{kind:8}{size:6}{row}")
     results = [
         {"capacity": capacity, "operation": kind, "rows": size, "microseconds": spread(values)}
@@ -107,10 +118,10 @@ def main() -> None:
         for batch in batches:
             pairs = zip(times[1_000_000, "sample", batch], times[100_000, "sample", batch], strict=True)
             growth[batch] = statistics.median(big / small for big, small in pairs)
-            bound = f", bound {BOUND} {'held' if growth[batch] <= BOUND else 'BROKEN'}"
-            print(
-                f"1M / 100k at batch {batch}: {growth[batch]:.2f}{bound if device.type == 'cuda' and batch >= 256 else ''}"
-            )
+            bound = ""
+            if device.type == "cuda" and batch >= 256:
+                bound = f", bound {BOUND} {'held' if growth[batch] <= BOUND else 'BROKEN'}"
+            print(f"1M / 100k at batch {batch}: {growth[batch]:.2f}{bound}")
 
     def draw(axes: Axes) -> None:
         for capacity in capacities:
@@ -119,10 +130,11 @@ def main() -> None:
             append = statistics.median(times[capacity, "append", GROUP])
             axes.plot([GROUP], [append], marker="x", linestyle="", label=f"append of {GROUP}, {capacity:,} frames")
         axes.set(xscale="log", yscale="log", xlabel="transitions in a batch", ylabel="microseconds")
+        axes.set_xticks(batches, labels=[str(batch) for batch in batches])
+        axes.minorticks_off()
 
-    publish(
-        f"replay-{device.type}", results, flags.out, {"turns": turns, "calls": calls, "growth_1M_100k": growth}, draw
-    )
+    settings = {"threads": threads, "turns": turns, "calls": calls, "growth_1M_100k": growth}
+    publish(f"replay-{device.type}", results, flags.out, settings, draw)
 
 
 if __name__ == "__main__":
