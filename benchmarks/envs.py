@@ -20,7 +20,7 @@ from benchmarks.publish import publish, spread
 from benchmarks.throughput import alone, rate
 from fastdqn import hardware
 from fastdqn.envs import VectorEnv
-from fastdqn.resize import FRAME_SHAPE, SCREEN_SHAPE
+from fastdqn.screens import FRAME_SHAPE, SCREEN_SHAPE
 
 
 @dataclass(frozen=True)

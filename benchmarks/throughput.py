@@ -30,8 +30,8 @@ from fastdqn import hardware
 from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
 from fastdqn.metrics import resident_bytes
-from fastdqn.resize import FRAME_SHAPE, SCREEN_SHAPE
 from fastdqn.run import Run
+from fastdqn.screens import FRAME_SHAPE, SCREEN_SHAPE
 from fastdqn.trainer import no_garbage_collection, step_group
 
 Group = Callable[[], int]  # plays one group, returns the env steps it took

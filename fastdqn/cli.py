@@ -17,6 +17,7 @@ USAGE = """usage: fastdqn COMMAND [flags]
 commands:
   train   train an agent              fastdqn train --num-envs 64
   eval    play games with an agent    fastdqn eval runs/Breakout__fast__s1__...
+  presets named sets of defaults      fastdqn presets rainbow
   profile where the time goes         fastdqn profile --num-envs 64
 
 fastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
@@ -45,6 +46,16 @@ class EvalFlags:
     """End stdout with one JSON object; everything else goes to stderr."""
 
 
+@dataclass(frozen=True)
+class PresetsFlags:
+    """Lists the presets, or prints one of them."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """The preset to print as TOML; none: a list of all."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -52,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
-    commands = {"train": _train, "eval": _eval, "profile": _profile}
+    commands = {"train": _train, "eval": _eval, "presets": _presets, "profile": _profile}
     if command not in commands:
         print(f"error: {command}: no such command; the commands are {', '.join(commands)}", file=sys.stderr)
         return 2
@@ -111,6 +122,22 @@ def _eval(argv: list[str]) -> int:
     print(format_result(result), file=sys.stderr if flags.json else sys.stdout)
     if flags.json:
         print(json.dumps(result))
+    return 0
+
+
+def _presets(argv: list[str]) -> int:
+    flags = _parse(PresetsFlags, argv, default=None, prog="fastdqn presets")
+    from fastdqn.commands import presets
+
+    text = presets.preset_text(flags.name).rstrip() if flags.name else presets.table()
+    print(text, file=sys.stderr if flags.json else sys.stdout)
+    if flags.json:
+        names = [flags.name] if flags.name else presets.preset_names()
+        everything = {
+            name: {"description": presets.describe(name), "changes": presets.changes(name),
+                   "values": presets.values(name)} for name in names
+        }  # fmt: skip
+        print(json.dumps(everything))
     return 0
 
 

@@ -27,7 +27,7 @@ class Config:
     env: str = "Breakout"
     """Game or task in any spelling: Breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5 (sticky), CartPole-v1."""
     preset: str = "fast"
-    """Named set of defaults that flags override: fast, quick, catch, cartpole."""
+    """Named set of defaults that flags override; fastdqn presets lists them."""
     num_envs: int = 64
     """Games played at once [N]. Changes speed, not the algorithm."""
     total_frames: int = 40_000_000
@@ -54,28 +54,76 @@ class Config:
     life_loss_terminal: bool = True
     """A lost life ends the return, the game goes on. Mnih et al. 2015."""
 
+    prioritized: bool = False
+    """Draw transitions by their last TD error instead of uniformly. Schaul et al. 2016."""
+    priority_exponent: float = 0.5
+    """How much errors count [α]: 0 uniform, 1 in proportion. Hessel et al. 2018: 0.5."""
+    importance_exponent: float = 0.4
+    """Correction of the bias of prioritised draws [β] at the learning start, rising to 1 at the end. Schaul: 0.4."""
+
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Kingma & Ba 2015, or Tieleman & Hinton 2012."""
     learning_rate: float = 2.5e-4
-    """Adam step size [α]."""
-    adam_eps: float = 1.5e-4
-    """Adam's epsilon. Hessel et al. 2018: 1.5e-4."""
+    """Step size of the optimiser [α]."""
+    optimizer_eps: float = 1.5e-4
+    """Added to the optimiser's denominator. Hessel et al. 2018: 1.5e-4 for Adam."""
+    rmsprop_decay: float = 0.95
+    """Decay of RMSprop's running means. Mnih et al. 2015: 0.95."""
+    rmsprop_centered: bool = False
+    """RMSprop divides by the gradient's standard deviation rather than its size. Mnih et al. 2015: yes."""
     max_grad_norm: float = 10.0
     """Global gradient norm above which gradients are scaled down; 0 = never. Wang et al. 2016: 10."""
-    loss: Literal["huber", "mse"] = "huber"
-    """Of the TD error [δ]: huber clips its gradient to [-1, 1] (Mnih et al. 2015), mse does not."""
+    loss: Literal["auto", "huber", "mse"] = "auto"
+    """Of the TD error [δ] of head q: huber clips its gradient to [-1, 1] (Mnih et al. 2015), mse does not; auto: huber."""
     double: bool = True
     """Choose the next action with the online network. Van Hasselt et al. 2016."""
+    munchausen: bool = False
+    """Add the log-policy to the reward and value the next state softly. Vieillard et al. 2020."""
+    munchausen_scale: float = 0.9
+    """Weight of the log-policy [α]. Vieillard et al. 2020: 0.9."""
+    munchausen_temperature: float = 0.03
+    """Of the softmax policy [τ]. Vieillard et al. 2020: 0.03."""
+    munchausen_floor: float = -1.0
+    """Least value of the temperature times the log-policy [l0]. Vieillard et al. 2020: -1."""
     target_update_period: int = 8_000
     """Env steps between copies of the online into the target network [C]. Hessel et al. 2018: 8k (32k frames)."""
+    polyak: float = 0.0
+    """Share of the online network mixed into the target after each update [τ], instead of copies; 0: copies."""
 
     epsilon_end: float = 0.01
     """Final share of random actions [ε]. Hessel et al. 2018 and Dopamine: 0.01."""
     epsilon_decay_steps: int = 250_000
     """Env steps from the learning start over which epsilon falls from 1 to its end. Dopamine: 250k."""
 
-    encoder: Literal["auto", "nature", "mlp"] = "auto"
-    """nature: 3 convolutions (Mnih et al. 2015); mlp: 2 hidden layers; auto: nature for images, mlp for vectors."""
+    head: Literal["q", "c51", "qrdqn", "iqn"] = "q"
+    """q: values; c51: atoms (Bellemare et al. 2017); qrdqn, iqn: fixed, drawn quantiles (Dabney et al. 2018a, b)."""
+    num_atoms: int = 51
+    """Atoms of c51. Bellemare et al. 2017: 51."""
+    value_limit: float = 10.0
+    """c51's atoms reach from -value_limit to value_limit, of discounted learning rewards. Bellemare et al. 2017: 10."""
+    num_quantiles: int = 200
+    """Quantiles learned per state and action [N]. Dabney et al. 2018: 200 for qrdqn, 64 for iqn."""
+    num_acting_quantiles: int = 32
+    """Quantiles that iqn averages to act [K]. Dabney et al. 2018b: 32."""
+    dueling: bool = False
+    """Separate streams for the state's value and the actions' advantages. Wang et al. 2016."""
+    noisy: bool = False
+    """Explore by learned noise on the weights behind the encoder. Fortunato et al. 2018."""
+    noisy_sigma: float = 0.5
+    """Initial size of that noise [σ0]. Fortunato et al. 2018: 0.5."""
+    encoder: Literal["auto", "nature", "wide", "impala", "mlp"] = "auto"
+    """nature: 3 convolutions (Mnih et al. 2015); wide: the same with 128 last channels (Space Invaders tutorial);
+    impala: 15 convolutions (Espeholt et al. 2018); mlp: vectors; auto: nature for images, mlp for vectors."""
+    impala_width: int = 1
+    """Factor on the channels of impala. Clark et al. 2024 (Beyond The Rainbow): 2."""
+    spectral_norm: bool = False
+    """Divide impala's residual convolutions by their largest singular value. Miyato et al. 2018."""
+    layer_norm: bool = False
+    """Normalise each layer's outputs, but the last one's. Ba et al. 2016; Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512
     """Units of the hidden layers. Mnih et al. 2015: 512."""
+    observation: Literal["standard", "crop"] = "standard"
+    """standard: grey, 84x84; crop: rows 15 to 200 and columns 30 to 125 of the raw screen, mean of the colours."""
     frame_stack: int = 4
     """Frames in an observation; 1 for vector tasks. Mnih et al. 2015: 4."""
 
@@ -137,7 +185,7 @@ class Config:
         Raises:
             UsageError: a value that cannot work, or a combination.
         """
-        notes: list[str] = []
+        notes = self._refuse_what_has_no_effect()
         changes: dict[str, Any] = {"env": self.name.canonical}
         if self.sticky_actions is None:
             changes["sticky_actions"] = self.name.sticky_actions or 0.0
@@ -149,10 +197,14 @@ class Config:
                 notes.append(f"frame_stack {self.frame_stack} -> 1: {self.name.canonical} has vector observations")
             if self.resize == "device":
                 raise UsageError(f"resize=device: {self.name.canonical} has no screen; use auto or env")
-            if self.encoder == "nature":
-                raise UsageError(f"encoder=nature: {self.name.canonical} has vector observations; use mlp or auto")
+            if self.observation != "standard":
+                raise UsageError(f"observation={self.observation}: {self.name.canonical} has no screen; use standard")
+            if self.encoder not in ("auto", "mlp"):
+                raise UsageError(
+                    f"encoder={self.encoder}: {self.name.canonical} has vector observations; use mlp or auto"
+                )
         elif self.encoder == "mlp":
-            raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature or auto")
+            raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature, impala or auto")
         elif self.frame_stack == 1:
             notes.append(f"frame_stack 1: the network sees no motion in {self.name.canonical}; the usual is 4")
         if self.encoder == "auto":
@@ -162,6 +214,20 @@ class Config:
         config = replace(self, **changes)
         config._validate()
         return config, notes
+
+    def _refuse_what_has_no_effect(self) -> list[str]:
+        """Refuses a field that was set beside a switch that makes it void; notes for those that the preset brought."""
+        preset = load_preset(self.preset) if self.preset in preset_names() else Config()
+        notes = []
+        for field, (switch, *wanted) in _NEEDS.items():
+            value, default, setting = getattr(self, field), getattr(Config, field), getattr(self, switch)
+            if setting in wanted or value == default:
+                continue
+            remedy = f"use {switch}={' or '.join(map(str, wanted))}, or {field}={default}"
+            if value != getattr(preset, field):
+                raise UsageError(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
+            notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
+        return notes
 
     def _validate(self) -> None:
         for field, (low, high) in _RANGES.items():
@@ -211,6 +277,25 @@ class Config:
         return replace(self, **{**values, **floats})
 
 
+# fields that only matter where another field has one of the given values
+_NEEDS: dict[str, tuple[Any, ...]] = {
+    "loss": ("head", "q"),
+    "num_atoms": ("head", "c51"),
+    "value_limit": ("head", "c51"),
+    "num_quantiles": ("head", "qrdqn", "iqn"),
+    "num_acting_quantiles": ("head", "iqn"),
+    "noisy_sigma": ("noisy", True),
+    "priority_exponent": ("prioritized", True),
+    "importance_exponent": ("prioritized", True),
+    "munchausen_scale": ("munchausen", True),
+    "munchausen_temperature": ("munchausen", True),
+    "munchausen_floor": ("munchausen", True),
+    "rmsprop_decay": ("optimizer", "rmsprop"),
+    "rmsprop_centered": ("optimizer", "rmsprop"),
+    "impala_width": ("encoder", "impala"),
+    "spectral_norm": ("encoder", "impala"),
+    "resize": ("observation", "standard"),
+}
 _INT31 = 2**31 - 1
 # inclusive ranges of what a field may be
 _RANGES: dict[str, tuple[float, float]] = {
@@ -224,7 +309,20 @@ _RANGES: dict[str, tuple[float, float]] = {
     "n_step": (1, 100),
     "gamma": (0, 1),
     "learning_rate": (1e-12, 10),
-    "adam_eps": (1e-12, 1),
+    "optimizer_eps": (1e-12, 1),
+    "rmsprop_decay": (0, 1),
+    "priority_exponent": (0, 1),
+    "importance_exponent": (0, 1),
+    "munchausen_scale": (0, 1),
+    "munchausen_temperature": (1e-4, 100),
+    "munchausen_floor": (-1e9, 0),
+    "polyak": (0, 1),
+    "num_atoms": (2, 10_000),
+    "value_limit": (1e-6, 1e9),
+    "num_quantiles": (1, 10_000),
+    "num_acting_quantiles": (1, 10_000),
+    "noisy_sigma": (1e-6, 100),
+    "impala_width": (1, 64),
     "max_grad_norm": (0, 1e9),
     "target_update_period": (1, 10**12),
     "epsilon_end": (0, 1),
@@ -253,12 +351,16 @@ def load_preset(name: str) -> Config:
     Raises:
         UsageError: no such preset; names the nearest ones.
     """
+    return Config(preset=name).updated(_parse(preset_text(name), f"preset {name}"), f"preset {name}")
+
+
+def preset_text(name: str) -> str:
+    """A preset's TOML. Raises as `load_preset`."""
     names = preset_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise UsageError(f"preset={name}: no such preset; the nearest are {', '.join(near)}")
-    text = (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text()
-    return Config(preset=name).updated(_parse(text, f"preset {name}"), f"preset {name}")
+    return (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text()
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

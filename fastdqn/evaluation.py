@@ -22,7 +22,9 @@ from fastdqn.config import Config, UsageError
 from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.exploration import epsilon_greedy
 from fastdqn.networks import QNetwork
+from fastdqn.parts import make_network, make_screen, resolve_device
 from fastdqn.replay import ReplayRing
+from fastdqn.screens import Screen
 
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_DRAWS_AT_ONCE = 1_000_000  # 8 MB of indices and 8 MB of scores
@@ -132,14 +134,15 @@ def play(
     fire_after_life_loss: bool,
     seed: int,
     device: torch.device,
+    screen: Screen | None,
 ) -> list[Game]:
     """Plays until every env has filled its quota; later games of an env do not count."""
     # the ring is the one way that frames become stacks, in training and here; a few rows are enough
     ring = ReplayRing(
         capacity=envs.num_envs * (frame_stack + 2),
         num_envs=envs.num_envs,
-        obs_shape=envs.obs_shape,
-        obs_dtype=torch.uint8 if envs.is_atari else torch.float32,
+        obs_shape=envs.obs_shape if screen is None else screen.frame_shape,
+        obs_dtype=torch.float32 if screen is None else torch.uint8,
         stack=frame_stack,
         n_step=1,
         gamma=1.0,
@@ -164,6 +167,8 @@ def play(
         obs, reward, terminated, done = (
             torch.from_numpy(array).to(device) for array in (step.obs, step.reward, step.terminated, step.done)
         )
+        if screen is not None and screen.preprocess is not None:
+            obs = screen.preprocess(obs)
         ring.append(env_id, obs, reward, terminated, done, life_lost)
         action = epsilon_greedy(network(ring.latest(env_id)), share, key, counter)
         counter += 1
@@ -206,17 +211,17 @@ def evaluate(
         raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
     if not 0 <= num_envs <= 4096:
         raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda: this torch has no CUDA device; use --device cpu")
+    resolve_device(device)
     saved = checkpoint.load(run / "checkpoints")
     epsilon = rules.epsilon if epsilon is None else epsilon
     num_envs = min(num_envs or 64, episodes)
-    where = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+    where = resolve_device(device)
+    screen = make_screen(config, where)
     started = time.perf_counter()
-    envs = _envs_of(config, rules, num_envs, seed)
+    envs = _envs_of(config, rules, num_envs, seed, screen)
     try:
         games = play(
-            _network_of(saved, config, envs).to(where),
+            _network_of(saved, config, envs, screen).to(where),
             envs,
             quotas(episodes, num_envs),
             frame_stack=config.frame_stack,
@@ -224,6 +229,7 @@ def evaluate(
             fire_after_life_loss=rules.fire_after_life_loss,
             seed=seed,
             device=where,
+            screen=screen,
         )
     finally:
         envs.close()
@@ -299,10 +305,11 @@ def _config_of(run: Path) -> Config:
     return Config.load(run / "config.toml")
 
 
-def _envs_of(config: Config, rules: Protocol, num_envs: int, seed: int) -> VectorEnv:
+def _envs_of(config: Config, rules: Protocol, num_envs: int, seed: int, screen: Screen | None) -> VectorEnv:
     try:
         return VectorEnv(
             config.env,
+            **({} if screen is None else screen.asked()),
             num_envs=num_envs,
             seed=seed,
             role="eval",
@@ -317,21 +324,21 @@ def _envs_of(config: Config, rules: Protocol, num_envs: int, seed: int) -> Vecto
         raise UsageError(str(error)) from error
 
 
-def _network_of(saved: Checkpoint, config: Config, envs: VectorEnv) -> QNetwork:
-    obs_shape = (config.frame_stack, *envs.obs_shape) if envs.is_atari else envs.obs_shape
+def _network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
+    obs_shape = envs.obs_shape if screen is None else (config.frame_stack, *screen.frame_shape)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):
         raise CheckpointError(
             f"{saved.path}: trained on observations {trained[0]} with {trained[1]} actions, config.toml describes "
             f"{obs_shape} with {envs.num_actions}; restore the config.toml of this run"
         )
-    network = QNetwork(obs_shape, envs.num_actions, encoder=config.encoder, hidden_size=config.hidden_size)
+    network = make_network(config, obs_shape, envs.num_actions)
     try:
         network.load_state_dict(saved.tensors["model"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{saved.path}: its model is not the network of config.toml (encoder={config.encoder}, "
-            f"hidden_size={config.hidden_size}); restore the config.toml of this run"
+            f"head={config.head}, hidden_size={config.hidden_size}); restore the config.toml of this run"
         ) from error
     return network.eval()
 

@@ -10,30 +10,36 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
+from fastdqn.networks import QNetwork
 
 
 class Learner:
-    """Q-learning on batches of n-step transitions.
+    """Q-learning on batches of n-step transitions, with whatever head `network` has.
 
     Args:
-        network: maps obs to Q-values [B, A]; copied once for the target network.
+        network: a `QNetwork`; copied once for the target network.
         optimizer: made over `network.parameters()`.
-        double: choose the next action with the online network (Van Hasselt et al. 2016).
-        loss: "huber" or "mse", see `losses`.
+        double: take the next action, or policy, from the online network (Van Hasselt et al. 2016).
+        munchausen: None, or (scale, temperature, floor) of Munchausen learning (Vieillard et al. 2020): the policy
+            becomes soft, see `losses.munchausen_reward`.
+        loss: of the TD error of a head "q": "huber" or "mse"; the other heads have their own.
+        polyak: after each update target <- target + polyak * (online - target); 0: `sync_target` alone moves it.
         max_grad_norm: global norm to which gradients are scaled down; 0 leaves them alone.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: QNetwork,
         optimizer: torch.optim.Optimizer,
         *,
         double: bool,
-        loss: str,
+        munchausen: tuple[float, float, float] | None = None,
+        loss: str = "huber",
+        polyak: float = 0.0,
         max_grad_norm: float,
         seed: int,
         compile: bool,
@@ -43,23 +49,23 @@ class Learner:
         self.optimizer = optimizer
         self._params: list[Tensor] = list(network.parameters())
         self._target_params: list[Tensor] = list(self.target.parameters())
-        self._double, self._max_grad_norm = double, max_grad_norm
+        self._buffers, self._target_buffers = list(network.buffers()), list(self.target.buffers())
+        self._double, self._munchausen = double, munchausen
+        self._polyak, self._max_grad_norm = polyak, max_grad_norm
         self._fused = bool(optimizer.defaults.get("fused"))
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
         device = self._params[0].device
         self.epsilon = torch.ones((), device=device)
         self._explore_key = rng.role_key(seed, "explore")
+        # number of the group acted for, and of the update: what selects all randomness of acting and of learning
         self.explore_counter = torch.zeros((), dtype=torch.int64, device=device)
+        self.learn_counter = torch.zeros((), dtype=torch.int64, device=device)
         # sums since the last `read_metrics`: loss, mean Q(s, a), gradient norm, updates
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.compiled = compile
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
         self._q_values = torch.compile(self.q_values, **options) if compile else self.q_values
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return getattr(self.online, "compute_dtype", self._params[0].dtype)
 
     def warm_up(self, obs: Tensor, batch_size: int, learn_threads: int = 1) -> None:
         """Compiles both functions for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
@@ -68,20 +74,21 @@ class Learner:
         """
         torch.set_num_threads(1)
         with torch.no_grad():
-            self._q_values(obs)
+            self._q_values(obs, self.explore_counter)
         torch.set_num_threads(learn_threads)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
         # distinct tensors: one that is passed twice would be compiled in, and every other batch compiled again
         reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
-        loss, _ = self._loss(batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone())
-        torch.autograd.grad(loss, self._params)
+        batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
+        torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self._params)
         self._create_moments()
 
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place, after `warm_up`."""
         moments = [value for param in self._params for value in self.optimizer.state[param].values()]
-        return [*self._params, *self._target_params, *moments, self.epsilon, self.explore_counter, self._sums]
+        networks = [*self._params, *self._target_params, *self._buffers, *self._target_buffers]
+        return [*networks, *moments, self.epsilon, self.explore_counter, self.learn_counter, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
@@ -93,35 +100,73 @@ class Learner:
             for value in self.optimizer.state[param].values():
                 value.zero_()
 
-    def q_values(self, obs: Tensor) -> Tensor:
-        """Q(s, .) of the online network. float32 [B, A]"""
-        return self.online(obs)
+    def q_values(self, obs: Tensor, group: Tensor) -> Tensor:
+        """Q(s, .) of the online network, to act on. float32 [B, A]"""
+        return self.online(obs, 4 * group + 3)
 
     def loss(
-        self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted mean TD loss (0-d, with gradient) and Q(s, a) [N] (without)."""
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        discount: Tensor,
+        next_obs: Tensor,
+        weight: Tensor,
+        update: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted mean TD loss (0-d, with gradient), Q(s, a) and the size of each TD error [N] (without)."""
+        # three networks, three independent draws; `q_values` has the fourth
+        value_NAK, tau_NK = self.online.predict(obs, 4 * update)
+        value_NK = losses.chosen(value_NAK, action)
         with torch.no_grad():
-            next_target_q_NA = self.target(next_obs)
-            if self._double:
-                td_target_N = losses.double_q_learning_target(reward, discount, self.online(next_obs), next_target_q_NA)
+            next_value_NAK, _ = self.target.predict(next_obs, 4 * update + 1)
+            next_q_NA = self.online(next_obs, 4 * update + 2) if self._double else self.target.mean(next_value_NAK)
+            if self._munchausen is None:
+                policy_NA = losses.greedy(next_q_NA)
             else:
-                td_target_N = losses.q_learning_target(reward, discount, next_target_q_NA)
-        q_N = losses.chosen(self.online(obs), action)
-        return losses.weighted_mean(self._elementwise_loss(td_target_N - q_N), weight), q_N.detach()
+                scale, temperature, floor = self._munchausen
+                next_log_policy_NA = losses.log_policy(next_q_NA, temperature)
+                policy_NA = (next_log_policy_NA / temperature).exp()
+                log_policy_NA = losses.log_policy(self.target(obs, 4 * update + 2), temperature)
+                reward = losses.munchausen_reward(
+                    reward, discount, log_policy_NA.gather(1, action.unsqueeze(1)).squeeze(1), next_log_policy_NA,
+                    temperature=temperature, scale=scale, floor=floor,
+                )  # fmt: skip
+            q_N = losses.chosen(self.online.mean(value_NAK).unsqueeze(2), action).squeeze(1)
+        if self.online.head == "c51":
+            with torch.no_grad():
+                next_probability_NZ = losses.expected(policy_NA, next_value_NAK.softmax(dim=2))
+                support_NZ = losses.td_target(reward, discount, self.target.atoms.unsqueeze(0))
+                target_NZ = losses.project(support_NZ, next_probability_NZ, self.target.atoms)
+            loss_N = losses.kl_divergence(target_NZ, value_NK)
+            size_N = loss_N.detach()  # the priority of Hessel et al. 2018
+        else:
+            with torch.no_grad():
+                target_NK = losses.td_target(reward, discount, losses.expected(policy_NA, next_value_NAK))
+            if tau_NK is None:
+                td_error_N = (target_NK - value_NK).squeeze(1)
+                loss_N, size_N = self._elementwise_loss(td_error_N), td_error_N.detach().abs()
+            else:
+                loss_N = losses.quantile_huber(value_NK, tau_NK, target_NK)
+                size_N = (target_NK.unsqueeze(1) - value_NK.detach().unsqueeze(2)).abs().mean(dim=(1, 2))
+        return losses.weighted_mean(loss_N, weight), q_N, size_N
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Epsilon-greedy actions for a batch of envs. int64 [B]"""
-        action_B = epsilon_greedy(self._q_values(obs), self.epsilon, self._explore_key, self.explore_counter)
+        action_B = epsilon_greedy(
+            self._q_values(obs, self.explore_counter), self.epsilon, self._explore_key, self.explore_counter
+        )
         self.explore_counter += 1
         return action_B
 
     def update(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
-    ) -> None:
-        """One optimiser step on one batch. Nothing returns to the host."""
-        loss, q_N = self._loss(obs, action, reward, discount, next_obs, weight)
+    ) -> Tensor:
+        """One optimiser step on one batch. Returns the size of each TD error, [N]; nothing returns to the host."""
+        for layer in self.online.spectral_layers:
+            layer.iterate()
+        loss, q_N, size_N = self._loss(obs, action, reward, discount, next_obs, weight, self.learn_counter)
         grads = torch.autograd.grad(loss, self._params)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self._max_grad_norm > 0:
@@ -133,12 +178,23 @@ class Learner:
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
         self.optimizer.step()
+        if self._polyak > 0:
+            self._follow()
+        self.learn_counter += 1
         self._sums += torch.stack([loss.detach(), q_N.mean(), norm, torch.ones_like(norm)]).double()
+        return size_N
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Soft update of the target network: Lillicrap et al. 2016, after Polyak."""
+        torch._foreach_lerp_(self._target_params, self._params, self._polyak)
+        if self._buffers:
+            torch._foreach_copy_(self._target_buffers, self._buffers)
 
     @torch.no_grad()
     def sync_target(self) -> None:
         """Hard update: target <- online, in place."""
-        torch._foreach_copy_(self._target_params, self._params)
+        torch._foreach_copy_(self._target_params + self._target_buffers, self._params + self._buffers)
 
     def read_metrics(self) -> dict[str, float]:
         """Means since the last call. A host sync: the one per log period."""
@@ -159,7 +215,7 @@ class Learner:
             "model": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
             "optimizer": moments,
-            "random": {"explore_counter": self.explore_counter},
+            "random": {"explore_counter": self.explore_counter, "learn_counter": self.learn_counter},
         }
 
     @torch.no_grad()
@@ -168,6 +224,7 @@ class Learner:
         self.online.load_state_dict(state["model"])
         self.target.load_state_dict(state["target"])
         self.explore_counter.copy_(state["random"]["explore_counter"])
+        self.learn_counter.copy_(state["random"]["learn_counter"])
         for name, value in state["optimizer"].items():
             index, key = name.split(".")
             moments = self.optimizer.state[self._params[int(index)]]

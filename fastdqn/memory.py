@@ -8,11 +8,14 @@ import torch
 
 # action, reward, terminated, life_lost and done of one row
 _ROW_BYTES = 1 + 4 + 1 + 1 + 1
+_PRIORITY_BYTES = 8 + 8  # weight and running sum of one row
 
 
-def required_bytes(capacity: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype) -> int:
+def required_bytes(
+    capacity: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype, *, prioritized: bool = False
+) -> int:
     """Bytes of a ring of `capacity` rows in `num_envs` lanes."""
-    return (capacity // num_envs) * num_envs * _bytes_per_row(obs_shape, obs_dtype) + num_envs * 8
+    return (capacity // num_envs) * num_envs * _bytes_per_row(obs_shape, obs_dtype, prioritized) + num_envs * 8
 
 
 def free_bytes(device: torch.device) -> int:
@@ -29,6 +32,7 @@ def check_fits(
     obs_shape: tuple[int, ...],
     obs_dtype: torch.dtype,
     device: torch.device,
+    prioritized: bool = False,
     reserve_bytes: int = 0,
 ) -> None:
     """Refuses a ring that does not fit beside `reserve_bytes` for everything else.
@@ -36,11 +40,11 @@ def check_fits(
     Raises:
         ValueError: names replay_capacity, need, have, and the largest capacity that fits.
     """
-    need = required_bytes(capacity, num_envs, obs_shape, obs_dtype)
+    need = required_bytes(capacity, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
     have = free_bytes(device) - reserve_bytes
     if need <= have:
         return
-    lanes = max(have - num_envs * 8, 0) // (_bytes_per_row(obs_shape, obs_dtype) * num_envs)
+    lanes = max(have - num_envs * 8, 0) // (_bytes_per_row(obs_shape, obs_dtype, prioritized) * num_envs)
     raise ValueError(
         f"replay_capacity={capacity}: needs {need / 1e9:.2f} GB on {device}, {max(have, 0) / 1e9:.2f} GB are free; "
         f"the largest that fits is --replay-capacity {lanes * num_envs}"
@@ -61,8 +65,8 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 2**31 - 1))  # 32 MB is its maximum
 
 
-def _bytes_per_row(obs_shape: tuple[int, ...], obs_dtype: torch.dtype) -> int:
-    return math.prod(obs_shape) * obs_dtype.itemsize + _ROW_BYTES
+def _bytes_per_row(obs_shape: tuple[int, ...], obs_dtype: torch.dtype, prioritized: bool) -> int:
+    return math.prod(obs_shape) * obs_dtype.itemsize + _ROW_BYTES + (_PRIORITY_BYTES if prioritized else 0)
 
 
 def _available_ram() -> int:

@@ -1,109 +1,70 @@
-"""Encoders and heads. Weights are float32; the arithmetic runs in `compute_dtype` by explicit casts.
+"""The network: an encoder, a head, and what the head's outputs mean.
 
-Explicit casts rather than autocast: under CUDA-graph capture autocast's weight cache would freeze stale weights.
+B observations, A actions, F features, K outputs per action: 1 value, the logits of the atoms, or quantiles.
+
+    obs --encoder--> [B, F] --( * cosine embedding of tau )--> [B, K or 1, F] --stream--> [B, A, K]
+                                                                  dueling: value stream + advantage stream - its mean
+
+`draw` (0-d int64) selects the noise of noisy layers and the quantile fractions of IQN; None is the network without
+chance, as it is evaluated: no noise, and fractions spread evenly.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdqn import encoders, rng
+from fastdqn.encoders import norm
+from fastdqn.layers import Linear, NoisyLinear, SpectralConv2d
 
-class Linear(nn.Linear):
-    """A linear layer computing in the dtype of its input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution computing in the dtype of its input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)  # type: ignore[union-attr]
-        return F.conv2d(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
+COSINES = 64  # of the embedding of tau; Dabney et al. 2018b
 
 
-# torch 2.11 cannot compile a change of a tensor's element size after a copy
-_WORDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+class Prediction(NamedTuple):
+    """What a network says of a batch of observations."""
+
+    value: Tensor  # float32 [B, A, K]
+    tau: Tensor | None  # float32 [B, K] or [1, K], the fraction of each quantile; None for heads without quantiles
 
 
-def fold_blocks(obs: Tensor) -> Tensor:
-    """Turns every 4x4 block of pixels into the channels of one. uint8 [B, S, H, W] -> [B, 16 S, H/4, W/4]
+class Stream(nn.Module):
+    """Hidden layer and output. [B, K, F] -> float32 [B, K, out]
 
-    The result lies in memory with its channels last, as convolutions like it; channels are ordered (frame, row, column).
-    On a CPU the four bytes of a block's row move as one int32 word; on CUDA the compiler fuses the bytes' way itself.
-    """
-    B, S, H, W = obs.shape
-    if _WORDS and not obs.is_cuda:
-        words = obs.view(torch.int32).view(B, S, H // 4, 4, W // 4).permute(0, 2, 4, 1, 3).contiguous()
-        blocks = words.view(torch.uint8)
-    else:
-        blocks = obs.view(B, S, H // 4, 4, W // 4, 4).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(B, H // 4, W // 4, 16 * S).permute(0, 3, 1, 2)
-
-
-def fold_weight(weight: Tensor) -> Tensor:
-    """The 8x8 kernel at stride 4 as the 2x2 kernel at stride 1 on folded blocks. [K, S, 8, 8] -> [K, 16 S, 2, 2]"""
-    K, S = weight.shape[:2]
-    return weight.view(K, S, 2, 4, 2, 4).permute(0, 1, 3, 5, 2, 4).reshape(K, 16 * S, 2, 2)
-
-
-class ScreenConv2d(nn.Conv2d):
-    """8x8 at stride 4 on bytes scaled to [0, 1]. uint8 [B, S, H, W], H and W multiples of 4 -> `compute_dtype`
-
-    It runs on folded blocks, the same sums in another order: 4 channels are too few to fill a vector unit or a tensor
-    core, 64 are not. The division by 255 is done on the weights, of which there are fewer.
+    The output layer stays in float32: bfloat16 has 8 bits, fewer than the gaps between Q-values of a good state need.
     """
 
-    def __init__(self, stack: int, channels: int, compute_dtype: torch.dtype) -> None:
-        super().__init__(stack, channels, 8, 4)
-        self.compute_dtype = compute_dtype
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight, bias = fold_weight(self.weight / 255), self.bias
-        return F.conv2d(
-            fold_blocks(input).to(self.compute_dtype),
-            weight.to(self.compute_dtype),
-            bias.to(self.compute_dtype),  # type: ignore[union-attr]
-        )
-
-
-class NatureEncoder(nn.Module):
-    """Three convolutions of Mnih et al. 2015: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a hidden layer of 512.
-
-    uint8 [B, stack, 84, 84] -> float [B, hidden_size]
-    """
-
-    def __init__(self, obs_shape: tuple[int, ...], hidden_size: int, compute_dtype: torch.dtype) -> None:
+    def __init__(self, features: int, hidden_size: int, out: int, *, layer_norm: bool, noisy: float, key: int) -> None:
         super().__init__()
-        first = ScreenConv2d(obs_shape[0], 32, compute_dtype)
-        self.convs = nn.Sequential(
-            first, nn.ReLU(), Conv2d(32, 64, 4, 2), nn.ReLU(), Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten()
-        )
-        with torch.no_grad():
-            flat_size = self.convs(torch.zeros(1, *obs_shape, dtype=torch.uint8)).numel()
-        self.hidden = Linear(flat_size, hidden_size)
+        self.noisy = noisy > 0
+        if self.noisy:
+            self.hidden: nn.Module = NoisyLinear(features, hidden_size, sigma=noisy, key=key)
+            self.out: nn.Module = NoisyLinear(hidden_size, out, sigma=noisy, key=key + 1)
+        else:
+            self.hidden, self.out = Linear(features, hidden_size), Linear(hidden_size, out)
+        self.activation = nn.Sequential(*norm(hidden_size, layer_norm), nn.ReLU())
 
-    def forward(self, obs: Tensor) -> Tensor:
-        return F.relu(self.hidden(self.convs(obs)))
-
-
-class MLPEncoder(nn.Module):
-    """Two hidden layers on vector observations. float32 [B, D] -> float [B, hidden_size]"""
-
-    def __init__(self, obs_shape: tuple[int, ...], hidden_size: int, compute_dtype: torch.dtype) -> None:
-        super().__init__()
-        self.compute_dtype = compute_dtype
-        self.layers = nn.Sequential(
-            Linear(obs_shape[0], hidden_size), nn.ReLU(), Linear(hidden_size, hidden_size), nn.ReLU()
-        )
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.layers(obs.to(self.compute_dtype))
+    def forward(self, features: Tensor, draw: Tensor | None) -> Tensor:
+        if self.noisy:
+            return self.out(self.activation(self.hidden(features, draw)).float(), draw)
+        return self.out(self.activation(self.hidden(features)).float())
 
 
 class QNetwork(nn.Module):
-    """Q(s, .) for every action. uint8 [B, stack, H, W] or float32 [B, D] -> float32 [B, A]"""
+    """Q(s, .) for every action, as a value or as the mean of a distribution.
+
+    Args:
+        obs_shape: of one observation, (stack, H, W) or (D,).
+        encoder: "nature", "wide", "impala" or "mlp", see `encoders`.
+        head: "q": the value; "c51": logits of `num_atoms` atoms evenly from -value_limit to value_limit (Bellemare et
+            al. 2017); "qrdqn": `num_quantiles` quantiles at fixed fractions (Dabney et al. 2018a); "iqn": quantiles at
+            drawn fractions, `num_quantiles` to learn and `num_acting_quantiles` to act (Dabney et al. 2018b).
+        dueling: value and advantage streams, joined by subtracting the mean advantage (Wang et al. 2016, equation 9).
+        noisy: initial noise of the layers after the encoder (Fortunato et al. 2018); 0: plain layers.
+        seed: of the noise and of the fractions.
+    """
 
     def __init__(
         self,
@@ -111,15 +72,92 @@ class QNetwork(nn.Module):
         num_actions: int,
         *,
         encoder: str = "nature",
+        impala_width: int = 1,
+        layer_norm: bool = False,
+        spectral_norm: bool = False,
         hidden_size: int = 512,
+        head: str = "q",
+        num_atoms: int = 51,
+        value_limit: float = 10.0,
+        num_quantiles: int = 200,
+        num_acting_quantiles: int = 32,
+        dueling: bool = False,
+        noisy: float = 0.0,
+        seed: int = 0,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        make = {"nature": NatureEncoder, "mlp": MLPEncoder}[encoder]
-        self.encoder = make(tuple(obs_shape), hidden_size, compute_dtype)
-        self.head = Linear(hidden_size, num_actions)
-        self.compute_dtype = compute_dtype
+        shape = tuple(obs_shape)
+        if encoder == "mlp":
+            self.encoder = encoders.mlp(shape, compute_dtype, hidden_size, layer_norm=layer_norm)
+        elif encoder == "impala":
+            self.encoder = encoders.impala(
+                shape, compute_dtype, width=impala_width, layer_norm=layer_norm, spectral_norm=spectral_norm
+            )
+        else:
+            build = {"nature": encoders.nature, "wide": encoders.wide}[encoder]
+            self.encoder = build(shape, compute_dtype, layer_norm=layer_norm)
+        with torch.no_grad():
+            example = torch.zeros(1, *shape, dtype=torch.float32 if encoder == "mlp" else torch.uint8)
+            features = self.encoder(example).shape[1]
+        self.head, self.num_actions, self.compute_dtype = head, num_actions, compute_dtype
+        self._num_quantiles, self._num_acting_quantiles = num_quantiles, num_acting_quantiles
+        self.outputs = {"q": 1, "c51": num_atoms, "qrdqn": num_quantiles, "iqn": 1}[head]  # of a stream, per action
+        key = rng.role_key(seed, "noisy")
+        self.advantage = Stream(
+            features, hidden_size, num_actions * self.outputs, layer_norm=layer_norm, noisy=noisy, key=key
+        )
+        self.value = (
+            Stream(features, hidden_size, self.outputs, layer_norm=layer_norm, noisy=noisy, key=key + 2)
+            if dueling
+            else None
+        )
+        self.embedding = Linear(COSINES, features) if head == "iqn" else None
+        self._tau_key = rng.role_key(seed, "tau")
+        self.register_buffer("atoms", torch.linspace(-value_limit, value_limit, num_atoms), persistent=False)
+        self.register_buffer(
+            "midpoints", (torch.arange(num_quantiles) + 0.5).view(1, -1) / num_quantiles, persistent=False
+        )
+        self.spectral_layers = [layer for layer in self.modules() if isinstance(layer, SpectralConv2d)]
 
-    def forward(self, obs: Tensor) -> Tensor:
-        # the head stays in float32: bfloat16 has 8 bits, fewer than the gaps between Q-values of a good state need
-        return self.head(self.encoder(obs).float())
+    atoms: Tensor  # float32 [K]
+    midpoints: Tensor  # float32 [1, K], the fractions that quantiles at fixed places stand for
+
+    def forward(self, obs: Tensor, draw: Tensor | None = None) -> Tensor:
+        """Q(s, .) to act on. uint8 [B, stack, H, W] or float32 [B, D] -> float32 [B, A]"""
+        return self.mean(self._predict(obs, draw, self._num_acting_quantiles).value)
+
+    def predict(self, obs: Tensor, draw: Tensor | None = None) -> Prediction:
+        """All that is learned of every action."""
+        return self._predict(obs, draw, self._num_quantiles)
+
+    def mean(self, value_BAK: Tensor) -> Tensor:
+        """Q(s, .), the mean of what `predict` gives. [B, A]"""
+        if self.head == "c51":
+            return (value_BAK.softmax(dim=2) * self.atoms).sum(dim=2)
+        return value_BAK.mean(dim=2)
+
+    def _predict(self, obs: Tensor, draw: Tensor | None, num_fractions: int) -> Prediction:
+        features, tau = self.encoder(obs).unsqueeze(1), None
+        B, A = features.shape[0], self.num_actions
+        if self.embedding is not None:
+            tau = self._fractions(B, num_fractions, draw)
+            angles = math.pi * torch.arange(COSINES, device=tau.device) * tau.unsqueeze(2)
+            features = features * F.relu(self.embedding(angles.cos().to(features.dtype)))
+        elif self.head == "qrdqn":
+            tau = self.midpoints
+        value = self._join(self.advantage(features, draw), A, B)
+        if self.value is not None:
+            value = self._join(self.value(features, draw), 1, B) + value - value.mean(dim=1, keepdim=True)
+        return Prediction(value, tau)
+
+    def _join(self, out: Tensor, actions: int, B: int) -> Tensor:
+        """Whatever lies per action, behind the actions: [B, K, A] of IQN or [B, 1, A K] of the others -> [B, A, K]"""
+        return out.transpose(1, 2) if self.embedding is not None else out.view(B, actions, self.outputs)
+
+    def _fractions(self, B: int, count: int, draw: Tensor | None) -> Tensor:
+        """Quantile fractions, uniform on [0, 1). float32 [B, K]"""
+        if draw is None:
+            return ((torch.arange(count, device=self.atoms.device) + 0.5) / count).expand(B, count)
+        lane = torch.arange(B * count, device=self.atoms.device)
+        return rng.uniform(rng.bits(self._tau_key, draw, lane)).view(B, count)

@@ -1,7 +1,7 @@
 """What happens to a group on the device: append and act, then the updates that are due. Three graphs over static tensors.
 
-    staging.rows --> [ resize ] --> ring.append --> stack --> network --> epsilon-greedy --> staging.action   (1)
-    ring.sample --> TD target --> backward --> clip --> Adam                                                  (2)
+    staging.rows --> [ preprocess ] --> ring.append --> stack --> network --> epsilon-greedy --> staging.action   (1)
+    ring.sample --> TD target --> backward --> clip --> optimiser --> priorities                                  (2)
     target <- online                                                                                          (3)
 
 All on one stream, so that (2) reads the ring after (1) has written it and (1) reads weights that no update is changing.
@@ -24,7 +24,7 @@ class Pipeline:
     Args:
         fire_action: pressed on the step after a lost life; None: never. Without it a policy that does not press FIRE
             stands still to the step cap.
-        resize: turns staged frames into the ring's, on the device; None: they are the ring's already.
+        preprocess: turns staged screens into the ring's, on the device; None: they are the ring's already.
         learn_threads: torch threads of an update on the CPU; acting takes one.
     """
 
@@ -36,28 +36,33 @@ class Pipeline:
         *,
         batch_size: int,
         fire_action: int | None,
-        resize: Callable[[Tensor], Tensor] | None,
+        preprocess: Callable[[Tensor], Tensor] | None,
         learn_threads: int,
     ) -> None:
         self._learner, self._ring, self._staging = learner, ring, staging
-        self._batch_size, self._fire_action, self._resize = batch_size, fire_action, resize
+        self._batch_size, self._fire_action, self._preprocess = batch_size, fire_action, preprocess
         self._learn_threads = learn_threads
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
         learner.warm_up(ring.latest(staging.rows["env_id"]), batch_size, learn_threads)
-        counters = [ring.count, ring.draw_counter, ring.failed_slots]
-        with preserved([*learner.tensors(), *counters, *staging.rows.values()] if self.queues else []):
+        with preserved([*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []):
             if self.queues:  # distinct lanes, as of a group
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
             self._append_and_act = Graph(self._append_and_act_once, device)
             self._update = Graph(self._update_once, device)
             self._sync_target = Graph(learner.sync_target, device)
 
-    def append_and_act(self, epsilon: float) -> None:
-        """Stores the staged group and chooses its actions, which begin their way to the host."""
+    def append_and_act(self, *, epsilon: float, importance_exponent: float) -> None:
+        """Stores the staged group and chooses its actions, which begin their way to the host.
+
+        Args:
+            importance_exponent: beta of prioritised draws from here on.
+        """
         # the other half of the games is being stepped: on the CPU a team of threads would wait for cores it lost to them
         torch.set_num_threads(1)
         self._learner.epsilon.fill_(epsilon)
+        if self._ring.priorities is not None:
+            self._ring.priorities.importance_exponent.fill_(importance_exponent)
         self._append_and_act()
         self._staging.queue_actions()
 
@@ -73,7 +78,7 @@ class Pipeline:
     def _append_and_act_once(self) -> None:
         rows = self._staging.rows
         env_id, obs = rows["env_id"], rows["obs"]
-        self._ring.append(**{**rows, "obs": obs if self._resize is None else self._resize(obs)})
+        self._ring.append(**{**rows, "obs": obs if self._preprocess is None else self._preprocess(obs)})
         action = self._learner.act(self._ring.latest(env_id))
         if self._fire_action is not None:
             action = torch.where(rows["life_lost"], self._fire_action, action)
@@ -81,4 +86,5 @@ class Pipeline:
         self._staging.action.copy_(action)
 
     def _update_once(self) -> None:
-        self._learner.update(*self._ring.sample(self._batch_size)[:6])
+        batch = self._ring.sample(self._batch_size)
+        self._ring.update_priorities(batch, self._learner.update(*batch[:6]))

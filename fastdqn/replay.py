@@ -33,12 +33,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from fastdqn import rng
+from fastdqn.priorities import Priorities
 
 CANDIDATES = 16  # draws per sample; all of them miss with probability p^16, where p is the share of rows not starts
 
 
 class Batch(NamedTuple):
-    """N transitions. `index` is the flat row of each start; `weight` is 0 where no start was found, else 1."""
+    """N transitions. `index` is the flat row of each start.
+
+    `weight` is 0 where no start was found, else 1 or the importance weight of a prioritised draw.
+    """
 
     obs: Tensor  # uint8 [N, S, H, W] or float32 [N, D]
     action: Tensor  # int64 [N]
@@ -95,6 +99,7 @@ class ReplayRing:
         n_step, gamma: of the return.
         reward_clip: clamp rewards to [-1, 1] when sampled; the ring keeps them raw.
         life_loss_terminal: treat a lost life as a termination of the return (the game goes on).
+        priority_exponent: alpha of prioritised draws, see `priorities`; None draws uniformly.
         seed: of the sampling stream.
     """
 
@@ -112,6 +117,7 @@ class ReplayRing:
         life_loss_terminal: bool,
         seed: int,
         device: torch.device,
+        priority_exponent: float | None = None,
     ) -> None:
         self.num_envs, self.lane_length = num_envs, capacity // num_envs
         self.stack, self.n_step, self.gamma = stack, n_step, gamma
@@ -140,6 +146,10 @@ class ReplayRing:
         self.draw_counter = torch.zeros((), dtype=torch.int64, device=device)
         self.failed_slots = torch.zeros((), dtype=torch.int64, device=device)
         self._key = rng.role_key(seed, "replay")
+        self.priorities = None
+        if priority_exponent is not None:
+            rows = num_envs * self.lane_length
+            self.priorities = Priorities(rows, exponent=priority_exponent, seed=seed, device=device)
         self._frame = self.storage["frame"].view(num_envs * self.lane_length, math.prod(obs_shape))
         self._action, self._reward, self._terminated, self._life_lost, self._done = (
             self.storage[name].view(-1) for name in ("action", "reward", "terminated", "life_lost", "done")
@@ -149,7 +159,13 @@ class ReplayRing:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is preallocated."""
-        return self.count.nbytes + sum(self.storage[name].nbytes for name in self.storage.keys())  # noqa: SIM118
+        priorities = 0 if self.priorities is None else self.priorities.nbytes
+        return priorities + self.count.nbytes + sum(self.storage[name].nbytes for name in self.storage.keys())  # noqa: SIM118
+
+    def bookkeeping(self) -> list[Tensor]:
+        """What appending and sampling change beside the stored rows."""
+        own = [self.count, self.draw_counter, self.failed_slots]
+        return own if self.priorities is None else [*own, self.priorities.weight, self.priorities.draw_counter]
 
     def append(
         self, env_id: Tensor, obs: Tensor, reward: Tensor, terminated: Tensor, done: Tensor, life_lost: Tensor
@@ -163,6 +179,8 @@ class ReplayRing:
         self._done.index_copy_(0, row, done)
         self._life_lost.index_copy_(0, row, life_lost)
         self.count.index_copy_(0, env_id, written + 1)
+        if self.priorities is not None:
+            self._follow_zones(self.priorities, env_id, written)
 
     def record_action(self, env_id: Tensor, action: Tensor) -> None:
         """Stores the action chosen at the newest row of each lane. int64 [B], [B]"""
@@ -174,11 +192,20 @@ class ReplayRing:
         return self._observation(env_id, self.count[env_id] - 1)
 
     def sample(self, batch_size: int) -> Batch:
-        """A uniform draw over exactly the starts, with replacement. Advances the ring's random stream."""
-        return self.transitions(*self._draw(batch_size))
+        """A draw over exactly the starts, with replacement. Advances the ring's random stream."""
+        if self.priorities is None:
+            return self.transitions(*self._draw(batch_size))
+        index, weight = self.priorities.draw(batch_size)
+        lane = index // self.lane_length
+        return self.transitions(lane, self._row_number(lane, index % self.lane_length), weight)
 
-    def transitions(self, lane: Tensor, row: Tensor, found: Tensor) -> Batch:
-        """The transitions that begin at row number `row` of `lane`; those not `found` get weight 0. [N] each"""
+    def update_priorities(self, batch: Batch, td_error: Tensor) -> None:
+        """Tells a prioritised ring what was learned from `batch`: |delta| or its like, [N]. Else does nothing."""
+        if self.priorities is not None:
+            self.priorities.update(batch.index, td_error, batch.weight > 0)
+
+    def transitions(self, lane: Tensor, row: Tensor, weight: Tensor) -> Batch:
+        """The transitions that begin at row number `row` of `lane`, with their weights. [N] each"""
         window = flat_row(
             lane[:, None], row[:, None] + torch.arange(1, self.n_step + 1, device=row.device), self.lane_length
         )
@@ -190,7 +217,7 @@ class ReplayRing:
             reward=reward,
             discount=discount,
             next_obs=self._observation(lane, row + steps),
-            weight=found.float(),
+            weight=weight.float(),
             index=index,
         )
 
@@ -221,8 +248,26 @@ class ReplayRing:
         lane, slot = lane.gather(1, first).squeeze(1), slot.gather(1, first).squeeze(1)
         found = good.any(1)
         self.failed_slots += batch_size - found.sum()
+        return lane, self._row_number(lane, slot), found
+
+    def _row_number(self, lane: Tensor, slot: Tensor) -> Tensor:
+        """The number of the row that is stored at `slot` of `lane`."""
         newest = self.count[lane] - 1
-        return lane, newest - (newest - slot) % self.lane_length, found
+        return newest - (newest - slot) % self.lane_length
+
+    def _follow_zones(self, priorities: Priorities, lane: Tensor, newest: Tensor) -> None:
+        """Keeps weight 0 exactly on what is no start, as row number `newest` of each lane has just been written.
+
+        It lies BEHIND, as n_step - 1 rows before it still do, and the oldest rows fall into AHEAD; the row before those
+        comes out of BEHIND.
+        """
+        number = newest[:, None] + torch.arange(self.stack, device=lane.device)  # its own slot and the next
+        overwritten = newest[:, None] >= self.lane_length
+        unwritten = number < self.lane_length
+        priorities.withdraw(flat_row(lane[:, None], number, self.lane_length), overwritten | unwritten)
+        opened = newest - self.n_step
+        row = flat_row(lane, opened, self.lane_length)
+        priorities.admit(row, (opened >= 0) & ~self._done[row])
 
     def _return(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         reward = self._reward[window].clamp(-1, 1) if self.reward_clip else self._reward[window]

@@ -6,6 +6,7 @@ from eager. Source of the constants: Steele, Lea and Flood, "Fast splittable pse
 """
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def _as_int64(word: int) -> int:
 
 
 _GAMMA, _MIX_1, _MIX_2 = map(_as_int64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_LANES = 1_000_003  # lanes per counter value: two counters never share a lane's input
+_LANES = 1_000_000_007  # lanes per counter value: two counters never share a lane's input
 
 
 def role_key(seed: int, role: str) -> int:
@@ -30,7 +31,7 @@ def _shift_right(z: Tensor, n: int) -> Tensor:
 
 
 def bits(key: int, counter: Tensor, lane: Tensor) -> Tensor:
-    """64 random bits per lane, int64 in the shape of `counter` broadcast with `lane` (lane < 1,000,003)."""
+    """64 random bits per lane, int64 in the shape of `counter` broadcast with `lane` (lane < 1e9)."""
     z = key + _GAMMA * (counter * _LANES + lane + 1)  # int64 products wrap around, as the hash wants
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
@@ -40,6 +41,12 @@ def bits(key: int, counter: Tensor, lane: Tensor) -> Tensor:
 def uniform(random_bits: Tensor) -> Tensor:
     """float32 in [0, 1), 24 random bits each."""
     return _shift_right(random_bits, 40).to(torch.float32) * 2.0**-24
+
+
+def normal(random_bits: Tensor) -> Tensor:
+    """float32 of the standard normal distribution, by Box and Muller (1958) from two times 24 bits of each word."""
+    first, second = uniform(random_bits), (_shift_right(random_bits, 16) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    return (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)
 
 
 def below(random_bits: Tensor, n: int | Tensor) -> Tensor:

@@ -15,13 +15,19 @@ from fastdqn.config import Config, UsageError
 from fastdqn.dashboard import Dashboard, count
 from fastdqn.envs import VectorEnv
 from fastdqn.exploration import linear_epsilon
-from fastdqn.learner import Learner
 from fastdqn.memory import check_fits, free_bytes, keep_freed_memory
 from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
-from fastdqn.networks import QNetwork
+from fastdqn.parts import (
+    make_learner,
+    make_network,
+    make_screen,
+    resolve_compile,
+    resolve_device,
+    resolve_precision,
+    resolve_threads,
+)
 from fastdqn.pipeline import Pipeline
 from fastdqn.replay import ReplayRing
-from fastdqn.resize import FRAME_SHAPE, SCREEN_SHAPE, AreaResize
 from fastdqn.run_folder import RunFolder
 from fastdqn.schedules import LearningSchedule
 from fastdqn.staging import Staging
@@ -66,7 +72,7 @@ class Run:
             self.staging,
             batch_size=config.batch_size,
             fire_action=self.fire_action,
-            resize=self.resize,
+            preprocess=None if self.screen is None else self.screen.preprocess,
             learn_threads=self.torch_threads,
         )
         self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
@@ -80,7 +86,8 @@ class Run:
     def _build(self) -> None:
         config = self.config
         self.device = resolve_device(config.device)
-        dtype, compile = self._resolve_precision(), self._resolve_compile()
+        dtype = resolve_precision(config, self.device, self.notes)
+        compile = resolve_compile(config, self.device, self.notes)
         self.env_threads, self.torch_threads = resolve_threads(config, self.device)
         torch.set_num_threads(self.torch_threads)
         keep_freed_memory()
@@ -90,13 +97,12 @@ class Run:
         torch.use_deterministic_algorithms(config.deterministic)
         # a debugging aid that costs a kernel per new tensor
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
-        if config.name.is_atari:  # refused before the games are built; other tasks' rows are a few bytes
-            self._check_memory(FRAME_SHAPE, torch.uint8)
-        on_device = config.resize == "device" or (config.resize == "auto" and self.device.type == "cuda")
-        self.resize = AreaResize(self.device) if on_device and config.name.is_atari else None
+        self.screen = make_screen(config, self.device)
+        if self.screen is not None:  # refused before the games are built; other tasks' rows are a few bytes
+            self._check_memory(self.screen.frame_shape, torch.uint8)
         self.envs = VectorEnv(
             config.env,
-            image_size=FRAME_SHAPE if self.resize is None else SCREEN_SHAPE,
+            **({} if self.screen is None else self.screen.asked()),
             num_envs=config.num_envs,
             seed=config.seed,
             synchronous=config.deterministic,
@@ -108,10 +114,10 @@ class Run:
             frame_skip=config.frame_skip,
             on_stall=self.save,
         )
-        frame_shape, frame_dtype = self.envs.obs_shape, torch.uint8 if config.name.is_atari else torch.float32
-        frame_shape = frame_shape if self.resize is None else FRAME_SHAPE
+        frame_shape = self.envs.obs_shape if self.screen is None else self.screen.frame_shape
+        frame_dtype = torch.float32 if self.screen is None else torch.uint8
         self._check_memory(frame_shape, frame_dtype)
-        self.obs_shape = (config.frame_stack, *frame_shape) if config.name.is_atari else frame_shape
+        self.obs_shape = frame_shape if self.screen is None else (config.frame_stack, *frame_shape)
         self.fire_action = self._resolve_fire()
         self.ring = ReplayRing(
             capacity=config.replay_capacity,
@@ -123,33 +129,13 @@ class Run:
             gamma=config.gamma,
             reward_clip=config.reward_clip,
             life_loss_terminal=config.life_loss_terminal,
+            priority_exponent=config.priority_exponent if config.prioritized else None,
             seed=config.seed,
             device=self.device,
         )
         torch.manual_seed(config.seed)
-        network = QNetwork(
-            self.obs_shape,
-            self.envs.num_actions,
-            encoder=config.encoder,
-            hidden_size=config.hidden_size,
-            compute_dtype=dtype,
-        ).to(self.device)
-        optimizer = torch.optim.Adam(
-            network.parameters(),
-            lr=config.learning_rate,
-            eps=config.adam_eps,
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
-        self.learner = Learner(
-            network,
-            optimizer,
-            double=config.double,
-            loss=config.loss,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-            compile=compile,
-        )
+        network = make_network(config, self.obs_shape, self.envs.num_actions, dtype).to(self.device)
+        self.learner = make_learner(config, network, self.device, compile=compile)
         self.staging = Staging(
             group_size=self.envs.group_size, obs_shape=self.envs.obs_shape, obs_dtype=frame_dtype, device=self.device
         )
@@ -167,33 +153,22 @@ class Run:
             obs_shape=frame_shape,
             obs_dtype=frame_dtype,
             device=self.device,
+            prioritized=self.config.prioritized,
             reserve_bytes=1_000_000_000,  # networks, activations, the emulators
         )
-
-    def _resolve_precision(self) -> torch.dtype:
-        if self.config.precision == "tf32" and self.device.type != "cuda":
-            raise UsageError("precision=tf32: only CUDA has it; use fp32 or auto")
-        native = hardware.has_bf16(self.device)
-        if self.config.encoder == "mlp" and self.config.precision == "auto":
-            return torch.float32  # nothing to gain on small matrices, and values of many digits to lose
-        if self.config.precision == "auto" and not native:
-            self.notes.append(f"precision fp32: {self.device} has no native bfloat16")
-        if self.config.precision == "bf16" and not native:
-            self.notes.append(f"precision bf16 as asked, but {self.device} emulates it: fp32 will be faster")
-        bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and native)
-        return torch.bfloat16 if bf16 else torch.float32
-
-    def _resolve_compile(self) -> bool:
-        if self.config.compile and not hardware.has_compiler(self.device):
-            self.notes.append("not compiled: no C++ compiler found; install g++ for up to twice the learning speed")
-            return False
-        return self.config.compile
 
     def _resolve_fire(self) -> int | None:
         wanted = self.config.fire_after_life_loss
         if wanted == "on" and self.envs.fire_action is None:
             raise UsageError(f"fire_after_life_loss=on: {self.envs.env} has no FIRE action; use auto or off")
         return None if wanted == "off" else self.envs.fire_action
+
+    def _algorithm(self) -> str:
+        """Head, encoder and everything that is switched on, in words."""
+        config = self.config
+        switched = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
+        parts = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", config.optimizer]
+        return ", ".join(parts + [name.replace("_", " ") for name in switched if getattr(config, name)])
 
     def plan(self) -> list[str]:
         """What is about to happen, in env steps and frames, with everything that was derived."""
@@ -203,7 +178,10 @@ class Run:
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else hardware.cpu_name()
         groups = "synchronous" if envs.synchronous else f"asynchronous groups of {envs.group_size}"
         fire = "" if self.fire_action is None else ", FIRE after a lost life"
-        arithmetic = str(self.learner.compute_dtype).removeprefix("torch.")
+        target = f"target {'copied every ' + format(config.target_update_period, ',')}"
+        if config.polyak > 0:
+            target = f"target follows by {config.polyak:g} per update"
+        arithmetic = str(self.learner.online.compute_dtype).removeprefix("torch.")
         lines = [
             f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
             f"run       {self.folder.path}",
@@ -213,12 +191,13 @@ class Run:
             f"replay    {ring.num_envs * ring.lane_length:,} frames, {ring.nbytes / 1e9:.2f} GB on {self.device} "
             f"({free_bytes(self.device) / 1e9:.1f} GB still free), {ring.num_envs} lanes of {ring.lane_length:,}",
             f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
-            f"updates of {config.batch_size} per env step, target copied every {config.target_update_period:,}",
+            f"updates of {config.batch_size} per env step, {target}",
+            f"algorithm {self._algorithm()}",
             f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
             f"{config.epsilon_decay_steps:,} env steps",
             f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if self.learner.compiled else 'eager'}; "
             f"{self.torch_threads} torch and {envs.num_threads} EnvPool threads, {groups}"
-            f"{'' if self.resize is None else ', resized on the device'}",
+            f"{', ' + self.screen.on_device if self.screen and self.screen.on_device else ''}",
         ]
         warning = hardware.nvidia_without_cuda()
         return lines + [f"note      {note}" for note in [*self.notes, *([warning] if warning else [])]]
@@ -230,6 +209,12 @@ class Run:
             decay_steps=self.config.epsilon_decay_steps,
             final=self.config.epsilon_end,
         )
+
+    def importance_exponent(self) -> float:
+        """beta of prioritised draws: a straight line from its setting at the learning start to 1 at the end."""
+        start, end = self.config.learning_starts, self.config.total_env_steps
+        progress = (self.clock.env_steps - start) / max(end - start, 1)
+        return self.config.importance_exponent + min(max(progress, 0.0), 1.0) * (1 - self.config.importance_exponent)
 
     @property
     def frames(self) -> int:
@@ -345,25 +330,3 @@ class Run:
         self.episodes.close()
         self._metrics.close()
         self.envs.close()
-
-
-def resolve_device(name: str) -> torch.device:
-    """auto, cpu or cuda -> a device that exists."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
-        )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def resolve_threads(config: Config, device: torch.device) -> tuple[int, int]:
-    """(EnvPool threads, torch threads). On a GPU torch's host side needs one thread.
-
-    On CPU both share the cores. One core is left out of torch's team: OpenMP's barriers wait for the slowest member, so
-    a single thread that loses its core to a game or to another program holds all of them up. Half the cores play: there
-    the updates are the bottleneck, and fewer games stand in their way (measured, benchmarks/LOG.md).
-    """
-    cores = hardware.cores()
-    env_threads = config.env_threads or min(config.num_envs, max(cores // 2, 1) if device.type == "cpu" else cores)
-    torch_threads = config.torch_threads or (max(cores - 1, 1) if device.type == "cpu" else 1)
-    return env_threads, torch_threads

@@ -58,7 +58,7 @@ def step_group(run: Run) -> None:
             life_lost=step.life_lost,
         )
     with phase("act"):
-        run.pipeline.append_and_act(run.epsilon())
+        run.pipeline.append_and_act(epsilon=run.epsilon(), importance_exponent=run.importance_exponent())
     if run.pipeline.queues:  # updates are only queued here, behind the actions, and run while the next group plays
         learn(run, before)
         send(run, step)

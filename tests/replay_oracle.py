@@ -67,6 +67,7 @@ def check(replay, case: Case) -> int:
         life_loss_terminal=case.life_loss_terminal,
         seed=case.seed,
         device=torch.device("cpu"),
+        priority_exponent=0.6 if case.seed % 2 else None,
     )
     history: list[list[Row]] = [[] for _ in range(case.lanes)]
     frame = 0
@@ -100,6 +101,9 @@ def check(replay, case: Case) -> int:
     starts = {(lane, row) for lane in range(case.lanes) for row in starts_of(history[lane], case)}
     slots = {(lane, row % case.lane_length) for lane, row in starts}
     assert {tuple(cell) for cell in ring.starts().nonzero().tolist()} == slots, "the set of starts"
+    if ring.priorities is not None:
+        weighted = (ring.priorities.weight.view(case.lanes, case.lane_length) > 0).nonzero().tolist()
+        assert {tuple(cell) for cell in weighted} == slots, "the rows with a weight"
     if not starts:
         return 0
     order = sorted(starts)

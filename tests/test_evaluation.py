@@ -28,6 +28,7 @@ from fastdqn.evaluation import (
     protocol_of,
     quotas,
 )
+from fastdqn.screens import Screen
 from fastdqn.trainer import train
 
 
@@ -165,7 +166,7 @@ def recorded_play(quota: list[int], *, cap: int, fire: bool) -> tuple[RecordedEn
     )
     network = RecordedNetwork(envs.num_actions)
     games = play(network, envs, np.array(quota), frame_stack=4, epsilon=0.9, fire_after_life_loss=fire, seed=3,
-                 device=torch.device("cpu"))  # fmt: skip
+                 device=torch.device("cpu"), screen=Screen((84, 84), True, (84, 84), None, ""))  # fmt: skip
     return envs, network, games
 
 

@@ -9,15 +9,37 @@ import torch
 from torch import nn
 
 from fastdqn.learner import Learner
-from fastdqn.networks import QNetwork
+from fastdqn.networks import Prediction, QNetwork
 
 ALPHA, GAMMA = 0.3, 0.9
+ZERO = torch.zeros((), dtype=torch.int64)
+
+
+class Values(nn.Module):
+    """Any module that gives [B, A], with the face of a `QNetwork` of head "q"."""
+
+    head = "q"
+    spectral_layers = ()
+
+    def __init__(self, values: nn.Module) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, obs: torch.Tensor, draw: torch.Tensor | None = None) -> torch.Tensor:
+        return self.values(obs)
+
+    def predict(self, obs: torch.Tensor, draw: torch.Tensor | None = None) -> Prediction:
+        return Prediction(self.values(obs).unsqueeze(2), None)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        return value.squeeze(2)
 
 
 def make_learner(network: nn.Module, optimizer: torch.optim.Optimizer | None = None, **settings) -> Learner:
     defaults = {"double": True, "loss": "huber", "max_grad_norm": 10.0, "seed": 0, "compile": False}
     optimizer = optimizer or torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-    return Learner(network, optimizer, **(defaults | settings))
+    face = network if isinstance(network, QNetwork) else Values(network)
+    return Learner(face, optimizer, **(defaults | settings))  # type: ignore[arg-type]
 
 
 def random_batch(obs_shape: tuple[int, ...], num_actions: int, size: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -147,7 +169,7 @@ def test_compiled_and_eager_updates_agree() -> None:
     eager = make_learner(QNetwork((4, 84, 84), 4), compile=False)
     compiled = make_learner(copy.deepcopy(eager.online), compile=True)
     batch = random_batch((4, 84, 84), 4, 16)
-    assert torch.allclose(eager.q_values(batch["obs"]), compiled._q_values(batch["obs"]), atol=1e-5)
+    assert torch.allclose(eager.q_values(batch["obs"], ZERO), compiled._q_values(batch["obs"], ZERO), atol=1e-5)
     eager.update(**batch)
     compiled.update(**batch)
     for a, b in zip(eager.online.parameters(), compiled.online.parameters(), strict=True):
@@ -198,3 +220,160 @@ def test_a_state_is_restored_in_place_over_moments_that_exist() -> None:
     assert [tensor.data_ptr() for tensor in second.tensors()] == addresses
     one, two = first.state()["optimizer"], second.state()["optimizer"]
     assert len(one) > 0 and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def vector_batch(seed: int = 0, size: int = 16) -> dict[str, torch.Tensor]:
+    batch = random_batch((5,), 3, size, seed)
+    return {**batch, "obs": batch["obs"] / 128 - 1, "next_obs": batch["next_obs"] / 128 - 1}
+
+
+HEADS = ["q", "c51", "qrdqn", "iqn"]
+MUNCHAUSEN = (0.9, 0.03, -1.0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("noisy", [0.0, 0.5])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_every_part_combines_with_every_other(head: str, dueling: bool, noisy: float, layer_norm: bool) -> None:
+    for double in (False, True):
+        for munchausen in (None, MUNCHAUSEN):
+            for polyak in (0.0, 0.01):
+                torch.manual_seed(0)
+                network = QNetwork((5,), 3, encoder="mlp", hidden_size=8, head=head, dueling=dueling, noisy=noisy,
+                                   layer_norm=layer_norm, num_quantiles=8, num_atoms=11)  # fmt: skip
+                learner = make_learner(network, double=double, munchausen=munchausen, polyak=polyak)
+                before = [param.clone() for param in network.parameters()]
+                size = learner.update(**vector_batch())
+                assert size.shape == (16,) and torch.isfinite(size).all() and (size >= 0).all()
+                assert not any(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)
+                               if b.grad is not None and b.grad.any())  # fmt: skip
+                moved = [
+                    name for name, param in network.named_parameters() if param.grad is not None and param.grad.any()
+                ]
+                assert len(moved) >= len(before) - 1, "a parameter that nothing teaches"
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("munchausen", [None, MUNCHAUSEN])
+def test_each_heads_update_equals_a_slow_reference(head: str, munchausen: tuple | None) -> None:
+    """The whole loss, written out per transition from the papers, for Double and dueling."""
+    torch.manual_seed(0)
+    network = QNetwork((5,), 3, encoder="mlp", hidden_size=8, head=head, dueling=True, num_quantiles=6, num_atoms=11,
+                       value_limit=3.0)  # fmt: skip
+    learner = make_learner(network, double=True, munchausen=munchausen)
+    with torch.no_grad():
+        for param in learner.target.parameters():
+            param.add_(0.3 * torch.randn_like(param))
+    batch, at = vector_batch(), ZERO
+    loss, q, size = learner.loss(**batch, update=at)
+    value, tau = network.predict(batch["obs"], 4 * at)
+    next_value, _ = learner.target.predict(batch["next_obs"], 4 * at + 1)
+    choice, here = network(batch["next_obs"], 4 * at + 2), learner.target(batch["obs"], 4 * at + 2)
+    atoms = np.linspace(-3, 3, 11)
+    total = 0.0
+    for i in range(16):
+        action, reward, discount = int(batch["action"][i]), float(batch["reward"][i]), float(batch["discount"][i])
+        policy = np.eye(3)[int(choice[i].argmax())]
+        if munchausen is not None:
+            scale, temperature, floor = munchausen
+            log_here = torch.log_softmax(here[i].double() / temperature, 0).numpy(force=True) * temperature
+            log_next = torch.log_softmax(choice[i].double() / temperature, 0).numpy(force=True) * temperature
+            policy = np.exp(log_next / temperature)
+            reward += scale * max(log_here[action], floor) - discount * float((policy * log_next).sum())
+        outputs = value[i, action].double().numpy(force=True)
+        following = next_value[i].double()
+        if head == "c51":
+            probability = policy @ torch.softmax(following, 1).numpy(force=True)
+            target = np.zeros(11)
+            for atom, share in zip(atoms, probability, strict=True):
+                b = (np.clip(reward + discount * atom, -3, 3) + 3) / 0.6
+                target[int(np.floor(b))] += share * (1 - (b - np.floor(b)))
+                if b > np.floor(b):
+                    target[int(np.floor(b)) + 1] += share * (b - np.floor(b))
+            log_p = outputs - np.log(np.exp(outputs).sum())
+            expected = sum(m * (np.log(m) - p) for m, p in zip(target, log_p, strict=True) if m > 0)
+            expected_size = expected
+        else:
+            target = reward + discount * (policy @ following.numpy(force=True))
+            deltas = target[None, :] - outputs[:, None]
+            huber = np.where(np.abs(deltas) <= 1, deltas**2 / 2, np.abs(deltas) - 0.5)
+            if tau is None:
+                expected = float(huber[0, 0])
+            else:
+                fractions = tau.expand(16, -1)[i].double().numpy(force=True)
+                expected = float((np.abs(fractions[:, None] - (deltas < 0)) * huber).mean(1).sum())
+            expected_size = float(np.abs(deltas).mean())
+        total += expected / 16
+        assert size[i].item() == pytest.approx(expected_size, rel=2e-4, abs=1e-5)
+        mean = (np.exp(outputs) / np.exp(outputs).sum()) @ atoms if head == "c51" else outputs.mean()
+        assert q[i].item() == pytest.approx(mean, rel=1e-4, abs=1e-5)
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head": "c51", "noisy": 0.5, "dueling": True},
+        {"head": "iqn", "noisy": 0.5, "dueling": True, "layer_norm": True},
+    ],
+    ids=["rainbow", "btr"],
+)
+def test_compiled_and_eager_updates_agree_with_noise_and_drawn_fractions(settings: dict) -> None:
+    updated = {}
+    for compile in (False, True):
+        torch.manual_seed(0)
+        network = QNetwork((5,), 3, encoder="mlp", hidden_size=16, num_quantiles=8, num_acting_quantiles=8, **settings)
+        learner = make_learner(network, double=False, munchausen=MUNCHAUSEN, compile=compile)
+        learner.warm_up(vector_batch()["obs"], 16)
+        learner.update(**vector_batch())
+        updated[compile] = (
+            [param.grad for param in network.parameters()],
+            learner._q_values(vector_batch()["obs"], ZERO),
+        )
+    for eager, compiled in zip(updated[False][0], updated[True][0], strict=True):
+        assert eager is not None and compiled is not None
+        assert (eager - compiled).norm() <= 1e-4 * eager.norm() + 1e-7
+    assert torch.allclose(updated[False][1], updated[True][1], atol=1e-5)
+
+
+def test_acting_and_learning_and_both_networks_use_randomness_of_their_own() -> None:
+    """Noise shared between the online and the target network, or with acting, would correlate what must not be."""
+    torch.manual_seed(0)
+    network = QNetwork((5,), 3, encoder="mlp", hidden_size=8, noisy=0.5)
+    learner, seen = make_learner(network, double=True), []
+    for part in (learner.online, learner.target):
+        forward = part.advantage.forward
+        part.advantage.forward = lambda features, draw, forward=forward: (seen.append(int(draw)), forward(features, draw))[1]  # type: ignore[method-assign]  # fmt: skip
+    batch = vector_batch()
+    for _ in range(3):
+        learner.act(batch["obs"])
+        learner.update(**batch)
+    assert len(seen) == 12 and len(set(seen)) == 12
+
+
+def test_a_polyak_target_follows_by_its_share_and_takes_the_buffers_whole() -> None:
+    torch.manual_seed(0)
+    network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
+    learner = make_learner(network, polyak=0.25)
+    target = [param.clone() for param in learner.target.parameters()]
+    learner.update(**random_batch((4, 84, 84), 3, 4))
+    for old, new, online in zip(target, learner.target.parameters(), network.parameters(), strict=True):
+        assert torch.allclose(new, old + 0.25 * (online - old), atol=1e-7)
+    for ours, theirs in zip(network.buffers(), learner.target.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_rmsprop_steps_as_its_equation_says() -> None:
+    """Centred: g / (sqrt(E[g^2] - E[g]^2) + eps), Mnih et al. 2015."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    optimizer = torch.optim.RMSprop(network.parameters(), lr=0.1, alpha=0.95, eps=0.01, centered=True, foreach=True)
+    learner = make_learner(network, optimizer, max_grad_norm=0.0)
+    batch = random_batch((4,), 2, 8)
+    old = network.weight.detach().clone()
+    learner.update(**{**batch, "obs": batch["obs"].float(), "next_obs": batch["next_obs"].float()})
+    grad = network.weight.grad
+    assert grad is not None
+    square, mean = 0.05 * grad**2, 0.05 * grad
+    assert torch.allclose(network.weight, old - 0.1 * grad / ((square - mean**2).sqrt() + 0.01), atol=1e-6)

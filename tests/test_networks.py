@@ -1,12 +1,15 @@
 """Networks: the folded first convolution is the published one, and its arithmetic follows the asked precision."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdqn import networks
-from fastdqn.networks import NatureEncoder, QNetwork, fold_blocks, fold_weight
+from fastdqn import encoders, rng
+from fastdqn.encoders import fold_blocks, fold_weight, nature
+from fastdqn.layers import LayerNorm, NoisyLinear, SpectralConv2d
+from fastdqn.networks import QNetwork
 
 
 def screens(*shape: int) -> Tensor:
@@ -17,7 +20,7 @@ def screens(*shape: int) -> Tensor:
 def test_folding_puts_each_block_of_four_by_four_pixels_into_the_channels_of_one(
     words: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "_WORDS", words)
+    monkeypatch.setattr(encoders, "_WORDS", words)
     obs = screens(3, 2, 8, 12)
     folded = fold_blocks(obs)
     assert folded.shape == (3, 32, 2, 3)
@@ -36,9 +39,9 @@ def test_a_convolution_on_folded_blocks_is_the_one_with_stride_four(stack: int) 
 
 def test_the_encoder_and_its_gradients_are_those_of_the_plain_layers() -> None:
     torch.manual_seed(0)
-    encoder, obs = NatureEncoder((4, 84, 84), 512, torch.float32), screens(8, 4, 84, 84)
+    encoder, obs = nature((4, 84, 84), torch.float32, layer_norm=False), screens(8, 4, 84, 84)
     params = list(encoder.parameters())  # the first two are the first convolution's
-    plain = F.relu(encoder.hidden(encoder.convs[1:](F.conv2d(obs / 255, params[0], params[1], stride=4))))
+    plain = encoder[1:](F.conv2d(obs / 255, params[0], params[1], stride=4))
     assert torch.allclose(encoder(obs), plain, atol=1e-5)
     for ours, theirs in zip(
         torch.autograd.grad(encoder(obs).square().sum(), params),
@@ -54,3 +57,140 @@ def test_bf16_runs_in_the_encoder_and_the_head_stays_float32() -> None:
     assert network.encoder(obs).dtype == torch.bfloat16
     assert network(obs).dtype == torch.float32
     assert all(param.dtype == torch.float32 for param in network.parameters())
+
+
+def vectors(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(number: int) -> Tensor:
+    return torch.tensor(number)
+
+
+def small(**settings) -> QNetwork:
+    torch.manual_seed(0)
+    return QNetwork((5,), 3, encoder="mlp", hidden_size=16, **{"num_quantiles": 8, **settings})
+
+
+def test_the_wide_encoder_has_the_tutorials_flattened_size() -> None:
+    encoder = encoders.wide((3, 185, 95), torch.float32, layer_norm=False)
+    assert encoder(screens(2, 3, 185, 95)).shape == (2, 128 * 19 * 8)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_impala_ends_in_six_by_six_maps(width: int) -> None:
+    encoder = encoders.impala((4, 84, 84), torch.float32, width=width, layer_norm=False, spectral_norm=False)
+    assert encoder(screens(2, 4, 84, 84)).shape == (2, 32 * width * 36)
+    convs = [layer for layer in encoder.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert len(convs) == 15 and convs[0].out_channels == 16 * width
+
+
+@pytest.mark.parametrize("shape", [(3, 185, 95), (4, 84, 84), (1, 86, 84)])
+def test_a_screen_of_any_size_is_convolved_as_its_scaled_bytes(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    conv, obs = encoders.ScreenConv2d(shape[0], 8, 8, 4, torch.float32), screens(2, *shape)
+    assert torch.allclose(conv(obs), F.conv2d(obs / 255, conv.weight, conv.bias, stride=4), atol=1e-5)
+
+
+def test_a_spectral_convolutions_kernel_has_a_largest_singular_value_of_one() -> None:
+    torch.manual_seed(0)
+    conv = SpectralConv2d(6, 8, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.mul_(7)
+    for _ in range(200):
+        conv.iterate()
+    norm = torch.linalg.svdvals(conv.weight.flatten(1))[0]
+    obs = vectors(2, 6, 9, 9)
+    assert torch.allclose(conv(obs), F.conv2d(obs, conv.weight / norm, conv.bias, padding=1), atol=1e-5)
+    before = conv.u.clone(), conv.v.clone()
+    conv(obs)
+    assert torch.equal(before[0], conv.u) and torch.equal(before[1], conv.v), "the forward pass changes nothing"
+
+
+def test_layer_norm_takes_a_whole_map_together_and_a_vector_along_its_last_axis() -> None:
+    norm = LayerNorm(6)
+    maps = norm(3 + 5 * vectors(4, 6, 7, 7)).flatten(1)
+    rows = norm(3 + 5 * vectors(4, 2, 6))
+    for out, axis in ((maps, 1), (rows, 2)):
+        assert torch.allclose(out.mean(axis), torch.zeros(out.mean(axis).shape), atol=1e-5)
+        assert torch.allclose(out.var(axis, correction=0), torch.ones(out.mean(axis).shape), atol=1e-3)
+    assert norm(vectors(4, 6).bfloat16()).dtype == torch.bfloat16
+
+
+def test_dueling_joins_the_streams_so_that_the_mean_advantage_is_zero() -> None:
+    network, obs = small(dueling=True), vectors(7, 5)
+    features = network.encoder(obs).unsqueeze(1)
+    assert network.value is not None
+    state_value = network.value(features, None).squeeze(2)
+    advantage = network.advantage(features, None).squeeze(1)
+    assert torch.allclose(network(obs), state_value + advantage - advantage.mean(1, keepdim=True), atol=1e-6)
+    assert torch.allclose(network(obs).mean(1, keepdim=True), state_value, atol=1e-6)
+
+
+def test_the_value_of_atoms_is_their_mean_under_the_softmax() -> None:
+    network = small(head="c51", num_atoms=3, value_limit=4.0)
+    logits = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 100.0], [0.0, float(np.log(2.0)), 0.0]]])
+    assert torch.allclose(network.mean(logits), torch.tensor([[0.0, 4.0, 0.0]]))
+    assert network.predict(vectors(2, 5)).value.shape == (2, 3, 3)
+
+
+def test_quantiles_at_fixed_places_stand_for_the_middles_of_equal_shares() -> None:
+    value, tau = small(head="qrdqn", num_quantiles=4).predict(vectors(2, 5))
+    assert value.shape == (2, 3, 4) and tau is not None
+    assert tau.tolist() == [[0.125, 0.375, 0.625, 0.875]]
+
+
+def test_iqn_draws_fractions_to_learn_and_spreads_them_evenly_without_a_draw() -> None:
+    network, obs = small(head="iqn", num_quantiles=8, num_acting_quantiles=32), vectors(200, 5)
+    value, tau = network.predict(obs, draw(1))
+    assert value.shape == (200, 3, 8) and tau is not None and tau.shape == (200, 8)
+    assert 0.45 < tau.mean() < 0.55 and len(tau.unique()) > 1_500
+    assert not torch.equal(tau, network.predict(obs, draw(2)).tau)
+    assert torch.equal(network(obs), network(obs))
+    even = network.predict(obs).tau
+    assert even is not None and even[0].tolist() == [(i + 0.5) / 8 for i in range(8)]
+
+
+def test_an_iqn_output_is_the_network_at_its_own_fraction() -> None:
+    """The published form, one state and one fraction at a time: f(psi(s) * relu(sum_i cos(pi i tau) w_i + b))."""
+    network, obs = small(head="iqn", dueling=True), vectors(4, 5)
+    value, tau = network.predict(obs, draw(3))
+    assert tau is not None and network.embedding is not None and network.value is not None
+    for b in range(4):
+        for k in range(8):
+            cosines = torch.cos(np.pi * torch.arange(64) * tau[b, k])
+            features = network.encoder(obs[b : b + 1]) * F.relu(network.embedding(cosines))
+            advantage = network.advantage(features.unsqueeze(1), None).view(3)
+            expected = network.value(features.unsqueeze(1), None).view(1) + advantage - advantage.mean()
+            assert torch.allclose(value[b, :, k], expected, atol=1e-5)
+
+
+def test_noise_on_a_row_is_the_factorised_noise_on_the_weights() -> None:
+    torch.manual_seed(0)
+    layer, x = NoisyLinear(6, 4, sigma=0.5, key=11), vectors(3, 1, 6)
+    z = rng.normal(rng.bits(11, draw(9), torch.arange(30).view(3, 10)))
+    e = z.sign() * z.abs().sqrt()
+    for row in range(3):
+        e_in, e_out = e[row, :6], e[row, 6:]
+        weight = layer.weight + layer.weight_noise * torch.outer(e_out, e_in)
+        bias = layer.bias + layer.bias_noise * e_out
+        assert torch.allclose(layer(x, draw(9))[row, 0], F.linear(x[row, 0], weight, bias), atol=1e-6)
+    assert torch.equal(layer(x, None), F.linear(x, layer.weight, layer.bias))
+
+
+def test_every_row_has_its_own_noise_and_every_draw_another() -> None:
+    network, same = small(noisy=0.5), vectors(1, 5).expand(64, 5)
+    q = network(same, draw(1))
+    assert len(q[:, 0].unique()) == 64
+    assert not torch.equal(q, network(same, draw(2))) and torch.equal(q, network(same, draw(1)))
+    assert len(network(same)[:, 0].unique()) == 1
+
+
+def test_quantiles_of_one_state_share_its_noise() -> None:
+    network = small(head="iqn", noisy=0.5)
+    assert network.embedding is not None
+    with torch.no_grad():
+        network.embedding.weight.zero_()  # all fractions give the same features
+    value, _ = network.predict(vectors(3, 5), draw(1))
+    assert torch.allclose(value, value[:, :, :1].expand_as(value), atol=1e-6)
+    assert not torch.allclose(value[0], value[1])

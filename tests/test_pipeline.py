@@ -41,13 +41,13 @@ def test_epsilon_reaches_the_choice_of_actions(run: Run) -> None:
     """At epsilon 0 the actions are greedy; at 1 they are not, nearly always."""
     step_group(run)
     rows = run.staging.rows
-    greedy = run.learner.q_values(run.ring.latest(rows["env_id"])).argmax(1)
+    greedy = run.learner.online(run.ring.latest(rows["env_id"])).argmax(1)
     choices = []
     for epsilon in (0.0, 1.0):
         for _ in range(20):
-            run.pipeline.append_and_act(epsilon)
+            run.pipeline.append_and_act(epsilon=epsilon, importance_exponent=0.4)
             choices.append(run.staging.wait_for_actions().copy())
-            greedy = run.learner.q_values(run.ring.latest(rows["env_id"])).argmax(1)
+            greedy = run.learner.online(run.ring.latest(rows["env_id"])).argmax(1)
             if epsilon == 0 and not rows["life_lost"].any():
                 assert choices[-1].tolist() == greedy.tolist()
     assert len({tuple(choice) for choice in choices[20:]}) > 3

@@ -42,7 +42,9 @@ def test_a_million_histories_read_back_as_they_were_played(quarter: int, case: C
     check(replay, case)
 
 
-def random_ring(seed: int = 0, *, lanes: int = 5, lane_length: int = 40, uneven: bool = True) -> ReplayRing:
+def random_ring(
+    seed: int = 0, *, lanes: int = 5, lane_length: int = 40, uneven: bool = True, priority_exponent: float | None = None
+) -> ReplayRing:
     """A ring of vectors filled past its end in most lanes, with many game ends."""
     ring = ReplayRing(
         capacity=lanes * lane_length,
@@ -56,6 +58,7 @@ def random_ring(seed: int = 0, *, lanes: int = 5, lane_length: int = 40, uneven:
         life_loss_terminal=False,
         seed=seed,
         device=CPU,
+        priority_exponent=priority_exponent,
     )
     torch.manual_seed(seed)
     for step in range(2 * lane_length):

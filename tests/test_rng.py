@@ -9,7 +9,7 @@ MASK = (1 << 64) - 1
 
 def splitmix64(key: int, counter: int, lane: int) -> int:
     """The same hash in plain Python integers."""
-    z = (key + 0x9E3779B97F4A7C15 * (counter * 1_000_003 + lane + 1)) & MASK
+    z = (key + 0x9E3779B97F4A7C15 * (counter * 1_000_000_007 + lane + 1)) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)
@@ -53,3 +53,12 @@ def test_neighbouring_seeds_and_roles_get_unrelated_keys() -> None:
     keys = {rng.role_key(seed, role) for seed in range(1000) for role in ("explore", "sample", "env")}
     assert len(keys) == 3000
     assert all(0 <= key < 2**63 for key in keys)
+
+
+def test_normals_have_the_moments_and_the_tails_of_the_normal_distribution() -> None:
+    z = rng.normal(rng.bits(rng.role_key(4, "test"), torch.tensor(3), torch.arange(1_000_000))).double()
+    assert torch.isfinite(z).all()
+    for power, expected in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert abs((z**power).mean() - expected) < 0.03
+    for edge, share in ((1.0, 0.31731), (2.0, 0.04550), (3.0, 0.00270)):
+        assert abs((z.abs() > edge).double().mean() - share) < 5 * (share / 1_000_000) ** 0.5

@@ -44,10 +44,8 @@ def test_catch_is_learned(tmp_path) -> None:
 def test_a_broken_target_fails_the_catch_gate(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate can fail: bootstrapping from the worst next action instead of the best does not learn Catch."""
 
-    def worst(reward, discount, next_online_q, next_target_q):
-        return reward * 0 + discount * next_target_q.amin(dim=1)
-
-    monkeypatch.setattr(losses, "double_q_learning_target", worst)
+    best = losses.greedy
+    monkeypatch.setattr(losses, "greedy", lambda q: best(-q))
     assert train(quiet("catch", tmp_path / "run")).summary["score_mean_100"] < 0.9
 
 
@@ -87,7 +85,7 @@ def test_the_loop_runs_events_in_the_order_of_a_scalar_simulation(tmp_path, monk
     from fastdqn.learner import Learner
 
     events: list[str] = []
-    monkeypatch.setattr(Learner, "update", lambda self, *batch: events.append("update"))
+    monkeypatch.setattr(Learner, "update", lambda self, *batch: (events.append("update"), batch[2])[1])
     monkeypatch.setattr(Learner, "sync_target", lambda self: events.append("sync"))
     config = quiet("catch", tmp_path / "run", num_envs=33, total_frames=3_000, learning_starts=1_000, replay_ratio=1.0,
                    batch_size=10, target_update_period=25)  # fmt: skip

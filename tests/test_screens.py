@@ -1,11 +1,11 @@
-"""The resize on the device gives EnvPool's own frames, so that moving it changes speed and nothing else."""
+"""The resize on the device gives EnvPool's own frames; the crop is NumPy's, byte for byte."""
 
 import numpy as np
 import pytest
 import torch
 
 from fastdqn.envs import VectorEnv
-from fastdqn.resize import FRAME_SHAPE, SCREEN_SHAPE, AreaResize, area_weights
+from fastdqn.screens import FRAME_SHAPE, SCREEN_SHAPE, AreaResize, area_weights, crop_grey_mean
 
 
 def test_weights_are_the_overlaps_of_pixels_in_whole_units() -> None:
@@ -46,3 +46,30 @@ def test_it_equals_envpools_own_frames(game: str, share: float) -> None:
     large.close()
     assert equal >= share * total
     assert np.ptp(ours) > 50, "the screens are not empty"
+
+
+@pytest.mark.parametrize("game", ["SpaceInvaders", "Breakout", "Seaquest"])
+def test_the_crop_is_the_rounded_mean_of_the_colours_of_real_frames(game: str) -> None:
+    envs = VectorEnv(
+        game, num_envs=4, seed=5, synchronous=True, stall_seconds=0.0, image_size=SCREEN_SHAPE, grayscale=False
+    )
+    rng = np.random.default_rng(0)
+    envs.start()
+    for _ in range(60):
+        step = envs.recv()
+        ours = crop_grey_mean(torch.from_numpy(step.obs)).numpy()
+        for screen, frame in zip(step.obs, ours, strict=True):
+            observation = screen.transpose(1, 2, 0)  # height, width, colour, as the emulator's users know it
+            assert np.array_equal(frame, np.rint(observation[15:200, 30:125].mean(-1)))
+        envs.send(rng.integers(0, envs.num_actions, 4).astype(np.int32), step.env_id)
+    envs.close()
+    assert ours.shape == (4, 185, 95) and np.ptp(ours) > 50 and len(np.unique(ours)) > 4
+
+
+def test_every_sum_of_three_colours_is_rounded_as_numpy_does() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    screen = torch.zeros(256, 3, *SCREEN_SHAPE, dtype=torch.uint8)
+    for colour, shift in enumerate((0, 1, 85)):
+        screen[:, colour] = levels.roll(shift)[:, None, None]
+    expected = np.rint(screen[:, :, 15, 30].numpy().astype(float).mean(1))
+    assert np.array_equal(crop_grey_mean(screen)[:, 0, 0].numpy(), expected)

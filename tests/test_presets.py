@@ -1,0 +1,149 @@
+"""Every preset: it can be built and learns at full size, its algorithm learns Catch, and its notes are complete."""
+
+import json
+import math
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdqn import config as config_module
+from fastdqn.cli import main
+from fastdqn.config import Config, UsageError, load_preset, preset_names
+from fastdqn.run import Run
+from fastdqn.trainer import step_group, train
+
+NOTES = (Path(config_module.__file__).parent / "presets" / "README.md").read_text()
+PRESETS = preset_names()
+ALGORITHMS = ["nature", "double", "dueling", "prioritized", "c51", "qrdqn", "iqn", "munchausen", "rainbow", "btr"]
+# what Catch needs of any algorithm; everything else, the head, the loss, n, the noise, comes from the preset
+CATCH = {
+    field: getattr(load_preset("catch"), field)
+    for field in (
+        "env", "num_envs", "total_frames", "replay_capacity", "replay_ratio", "batch_size", "learning_starts",
+        "target_update_period", "epsilon_end", "epsilon_decay_steps", "hidden_size", "frame_stack", "reward_clip",
+        "life_loss_terminal", "learning_rate",
+    )
+}  # fmt: skip
+CATCH |= {"encoder": "mlp", "impala_width": 1, "spectral_norm": False, "optimizer_eps": 1e-5, "num_envs": 16}
+
+
+@pytest.fixture(autouse=True)
+def leave_the_threads_alone():
+    yield
+    torch.set_num_threads(2)
+
+
+def few_quantiles(config: Config, count: int) -> Config:
+    return replace(config, num_quantiles=count) if config.head in ("qrdqn", "iqn") else config
+
+
+def learn(config: Config, updates: int) -> dict[str, float]:
+    """Runs the training loop until so many updates have been made; the means of their losses."""
+    run = Run(config, ["test"])
+    run.envs.start()
+    while run.clock.updates < updates:
+        step_group(run)
+    metrics = run.learner.read_metrics()
+    run.envs.close()
+    return metrics
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_three_updates_at_full_size_have_finite_losses(name: str, tmp_path: Path) -> None:
+    """The preset's own network, batch and observation; a small ring and an early start, on few games."""
+    config = load_preset(name)
+    starts = 16 * (config.frame_stack + config.n_step + 2)
+    config = replace(
+        config, num_envs=16, replay_capacity=4_000, learning_starts=starts, replay_ratio=config.batch_size / 8,
+        compile=False, ui="quiet", run_dir=str(tmp_path / "run"), torch_threads=3,
+    )  # fmt: skip
+    metrics = learn(config, 3)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["losses/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_hundred_updates_of_a_narrow_network_have_finite_losses(name: str, tmp_path: Path) -> None:
+    config = load_preset(name)
+    config = replace(
+        config, num_envs=8, replay_capacity=4_000, learning_starts=8 * (config.frame_stack + config.n_step + 2),
+        hidden_size=16, batch_size=8, impala_width=1, replay_ratio=8.0, compile=False, precision="fp32", ui="quiet",
+        run_dir=str(tmp_path / "run"), torch_threads=1,
+    )  # fmt: skip
+    metrics = learn(few_quantiles(config, 8), 200)
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("c51", "munchausen", "prioritized") else pytest.param(name, marks=pytest.mark.long)
+     for name in ALGORITHMS],
+)  # fmt: skip
+def test_the_algorithm_learns_catch(name: str, tmp_path: Path) -> None:
+    """The preset's algorithm on a small network: 0.9 within the 60,000 env steps that plain DQN is given."""
+    config = replace(
+        load_preset(name), **CATCH, compile=False, ui="quiet", torch_threads=1, run_dir=str(tmp_path / "run")
+    )
+    assert train(few_quantiles(config, 32)).summary["score_mean_100"] >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "mse", "head": "c51"}, "loss=mse: has no effect with head=c51; use head=q, or loss=auto"),
+        ({"num_atoms": 21}, "num_atoms=21: has no effect with head=q; use head=c51, or num_atoms=51"),
+        ({"num_quantiles": 8}, "num_quantiles=8: has no effect with head=q; use head=qrdqn or iqn"),
+        ({"priority_exponent": 0.7}, "priority_exponent=0.7: has no effect with prioritized=False"),
+        ({"spectral_norm": True}, "spectral_norm=True: has no effect with encoder=auto; use encoder=impala"),
+        ({"rmsprop_centered": True}, "rmsprop_centered=True: has no effect with optimizer=adam"),
+        ({"munchausen_floor": -2.0}, "munchausen_floor=-2.0: has no effect with munchausen=False"),
+        ({"observation": "crop", "resize": "device"}, "resize=device: has no effect with observation=crop"),
+        ({"observation": "crop", "env": "CartPole-v1"}, "observation=crop: CartPole-v1 has no screen"),
+        ({"encoder": "impala", "env": "CartPole-v1"}, "encoder=impala: CartPole-v1 has vector observations"),
+    ],
+)
+def test_a_field_without_effect_is_refused_in_one_line(changes: dict, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        replace(Config(), **changes).resolved()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_what_the_preset_brought_and_a_flag_made_void_is_noted() -> None:
+    config, notes = replace(load_preset("btr"), encoder="nature").resolved()
+    assert config.encoder == "nature"
+    assert any("spectral_norm=True of preset btr has no effect with encoder=nature" in note for note in notes)
+
+
+def test_the_command_lists_all_presets_and_prints_one(capsys: pytest.CaptureFixture) -> None:
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^{re.escape(name)} +\S", listed, re.MULTILINE) for name in PRESETS)
+    assert main(["presets", "rainbow", "--json"]) == 0
+    rainbow = json.loads(capsys.readouterr().out.splitlines()[-1])["rainbow"]
+    assert rainbow["changes"]["head"] == "c51" and rainbow["values"] == asdict(load_preset("rainbow"))
+    assert main(["presets", "rainbowl"]) == 2
+    assert "the nearest are rainbow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_notes_give_every_value_in_which_a_preset_differs_from_the_defaults(name: str) -> None:
+    """`fastdqn/presets/README.md`: a section per preset, naming each field it sets."""
+    assert f"\n## {name}\n" in NOTES
+    section = NOTES.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    default = Config()
+    for field in fields(Config):
+        value = getattr(load_preset(name), field.name)
+        if value != getattr(default, field.name) and field.name not in ("preset", "checkpoint_period_frames"):
+            assert f"`{field.name}`" in section, f"{field.name}={value} is not in the notes of {name}"
+
+
+def test_the_notes_give_the_formula_of_every_logged_metric(tmp_path: Path) -> None:
+    train(replace(load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", run_dir=str(tmp_path / "run")))
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert len(row) > 12
+    for tag in row:
+        name = re.sub(r"perf/\w+_frac", "perf/{phase}_frac", tag)
+        assert f"`{name}`" in NOTES, f"{tag} has no formula"
