@@ -29,7 +29,8 @@ def publish(name: str, results: Any, out: Path, settings: dict[str, Any], draw: 
     figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
     draw(axes)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
     where = environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
     axes.set_title(f"{where}, torch {environment['torch']}, commit {environment['commit']}", fontsize=9)
     figure.savefig(out / f"{name}.png", dpi=120)

@@ -145,7 +145,8 @@ def test_iqn_draws_fractions_to_learn_and_spreads_them_evenly_without_a_draw() -
     value, tau = network.predict(obs, draw(1))
     assert value.shape == (200, 3, 8) and tau is not None and tau.shape == (200, 8)
     assert 0.45 < tau.mean() < 0.55 and len(tau.unique()) > 1_500
-    assert not torch.equal(tau, network.predict(obs, draw(2)).tau)
+    other = network.predict(obs, draw(2)).tau
+    assert other is not None and not torch.equal(tau, other)
     assert torch.equal(network(obs), network(obs))
     even = network.predict(obs).tau
     assert even is not None and even[0].tolist() == [(i + 0.5) / 8 for i in range(8)]
