@@ -88,7 +88,7 @@ def make_update(batch: int, precision: str, device: torch.device, threads: int) 
     obs, next_obs = torch.randint(0, 256, (2, batch, *OBS), dtype=torch.uint8, device=device).unbind()
     action = torch.randint(0, ACTIONS, (batch,), device=device)
     reward, discount, weight = (torch.rand(batch, device=device) for _ in range(3))
-    learner.warm_up(obs.clone(), batch, threads)
+    learner.warm_up(obs.clone(), batch, learn_threads=threads)
     obs, next_obs = obs.clone(), next_obs.clone()
     with preserved(learner.tensors()):
         return Graph(lambda: learner.update(obs, action, reward, discount, next_obs, weight), device)
@@ -149,7 +149,7 @@ def make_part(config: Config, device: torch.device, threads: int) -> Graph:
         size = learner.update(obs, action, reward, discount, next_obs, importance)
         priorities.update(row, size, importance > 0)
 
-    learner.warm_up(obs.clone(), batch, threads)
+    learner.warm_up(obs.clone(), batch, learn_threads=threads)
     drawn = [] if priorities is None else [priorities.weight, priorities.draw_counter]
     with preserved([*learner.tensors(), *drawn]):
         return Graph(update, device)

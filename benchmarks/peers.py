@@ -35,7 +35,7 @@ import torch
 
 from fastdqn import hardware
 from fastdqn.config import Config
-from fastdqn.run import resolve_device, resolve_threads
+from fastdqn.parts import resolve_device, resolve_threads
 
 # not with constraints.txt: torchrl pins an older tensordict than the one there, and Tianshou 2 an older filelock
 INSTALL = "pip install -e '.[bench]' torch==2.13.0  # in a virtual environment of its own"
@@ -432,15 +432,15 @@ def main() -> None:
     seconds, repeats = (4.0, 3) if flags.quick else (flags.seconds, flags.repeats)
     config = replace(
         Config(), env=flags.env, num_envs=flags.num_envs, batch_size=flags.batch_size, device=flags.device,
-        env_threads=flags.env_threads, torch_threads=flags.torch_threads,
+        env_threads=flags.env_threads, torch_threads=flags.torch_threads, replay_ratio=flags.replay_ratio,
     )  # fmt: skip
     if not config.name.is_atari:
         parser.error(f"--env {flags.env}: give an Atari game")
-    env_threads, torch_threads = resolve_threads(config, resolve_device(flags.device))
+    threads = resolve_threads(config, resolve_device(flags.device))
     own = Task(
         library="fastdqn", game=config.name.game, num_envs=flags.num_envs, batch_size=flags.batch_size,
-        replay_ratio=flags.replay_ratio, replay_capacity=flags.replay_capacity, env_threads=env_threads,
-        torch_threads=torch_threads, device=flags.device, seconds=seconds,
+        replay_ratio=flags.replay_ratio, replay_capacity=flags.replay_capacity, env_threads=threads.env,
+        torch_threads=threads.learn, device=flags.device, seconds=seconds,
     )  # fmt: skip
     shipped = replace(own, batch_size=32, env_threads=0, torch_threads=0)
     tables = {

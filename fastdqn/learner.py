@@ -67,12 +67,12 @@ class Learner:
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
         self._q_values = torch.compile(self.q_values, **options) if compile else self.q_values
 
-    def warm_up(self, obs: Tensor, batch_size: int, learn_threads: int = 1) -> None:
+    def warm_up(self, obs: Tensor, batch_size: int, *, act_threads: int = 1, learn_threads: int = 1) -> None:
         """Compiles both functions for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
 
-        A kernel compiled for the CPU keeps the number of threads that torch had at that moment: 1 to act, see the loop.
+        A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
         """
-        torch.set_num_threads(1)
+        torch.set_num_threads(act_threads)
         with torch.no_grad():
             self._q_values(obs, self.explore_counter)
         torch.set_num_threads(learn_threads)

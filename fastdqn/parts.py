@@ -1,5 +1,7 @@
 """From a Config to the parts that training and evaluation share: screen, network, optimiser, learner, device, threads."""
 
+from typing import NamedTuple
+
 import torch
 
 from fastdqn import hardware
@@ -18,17 +20,27 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def resolve_threads(config: Config, device: torch.device) -> tuple[int, int]:
-    """(EnvPool threads, torch threads). On a GPU torch's host side needs one thread.
+class Threads(NamedTuple):
+    """How many threads each part may use."""
+
+    env: int  # EnvPool
+    act: int  # torch, choosing actions
+    learn: int  # torch, updating
+
+
+def resolve_threads(config: Config, device: torch.device) -> Threads:
+    """On a GPU torch's host side needs one thread.
 
     On CPU both share the cores. One core is left out of torch's team: OpenMP's barriers wait for the slowest member, so
     a single thread that loses its core to a game or to another program holds all of them up. Half the cores play: there
-    the updates are the bottleneck, and fewer games stand in their way (measured, benchmarks/LOG.md).
+    the updates are the bottleneck, and fewer games stand in their way. At low replay ratios the games are still playing
+    when the next group acts, and a team would wait for the cores it lost to them, so one thread acts; from 4 on the
+    games are done by then and the team acts (measured, benchmarks/LOG.md).
     """
     cores = hardware.cores()
     env_threads = config.env_threads or min(config.num_envs, max(cores // 2, 1) if device.type == "cpu" else cores)
     torch_threads = config.torch_threads or (max(cores - 1, 1) if device.type == "cpu" else 1)
-    return env_threads, torch_threads
+    return Threads(env_threads, torch_threads if config.replay_ratio >= 4 else 1, torch_threads)
 
 
 def resolve_precision(config: Config, device: torch.device, notes: list[str]) -> torch.dtype:

@@ -25,7 +25,7 @@ class Pipeline:
         fire_action: pressed on the step after a lost life; None: never. Without it a policy that does not press FIRE
             stands still to the step cap.
         preprocess: turns staged screens into the ring's, on the device; None: they are the ring's already.
-        learn_threads: torch threads of an update on the CPU; acting takes one.
+        act_threads, learn_threads: torch threads on the CPU, of choosing actions and of an update.
     """
 
     def __init__(
@@ -37,14 +37,17 @@ class Pipeline:
         batch_size: int,
         fire_action: int | None,
         preprocess: Callable[[Tensor], Tensor] | None,
+        act_threads: int,
         learn_threads: int,
     ) -> None:
         self._learner, self._ring, self._staging = learner, ring, staging
         self._batch_size, self._fire_action, self._preprocess = batch_size, fire_action, preprocess
-        self._learn_threads = learn_threads
+        self._act_threads, self._learn_threads = act_threads, learn_threads
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
-        learner.warm_up(ring.latest(staging.rows["env_id"]), batch_size, learn_threads)
+        learner.warm_up(
+            ring.latest(staging.rows["env_id"]), batch_size, act_threads=act_threads, learn_threads=learn_threads
+        )
         with preserved([*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []):
             if self.queues:  # distinct lanes, as of a group
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
@@ -58,8 +61,7 @@ class Pipeline:
         Args:
             importance_exponent: beta of prioritised draws from here on.
         """
-        # the other half of the games is being stepped: on the CPU a team of threads would wait for cores it lost to them
-        torch.set_num_threads(1)
+        torch.set_num_threads(self._act_threads)
         self._learner.epsilon.fill_(epsilon)
         if self._ring.priorities is not None:
             self._ring.priorities.importance_exponent.fill_(importance_exponent)

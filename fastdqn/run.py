@@ -73,7 +73,8 @@ class Run:
             batch_size=config.batch_size,
             fire_action=self.fire_action,
             preprocess=None if self.screen is None else self.screen.preprocess,
-            learn_threads=self.torch_threads,
+            act_threads=self.threads.act,
+            learn_threads=self.threads.learn,
         )
         self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
         self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
@@ -88,8 +89,8 @@ class Run:
         self.device = resolve_device(config.device)
         dtype = resolve_precision(config, self.device, self.notes)
         compile = resolve_compile(config, self.device, self.notes)
-        self.env_threads, self.torch_threads = resolve_threads(config, self.device)
-        torch.set_num_threads(self.torch_threads)
+        self.threads = resolve_threads(config, self.device)
+        torch.set_num_threads(self.threads.learn)
         keep_freed_memory()
         tf32 = config.precision == "tf32"
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -106,7 +107,7 @@ class Run:
             num_envs=config.num_envs,
             seed=config.seed,
             synchronous=config.deterministic,
-            num_threads=self.env_threads,
+            num_threads=self.threads.env,
             sticky_actions=config.sticky_actions or 0.0,
             full_action_set=config.full_action_set,
             noop_max=config.noop_max,
@@ -196,7 +197,7 @@ class Run:
             f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
             f"{config.epsilon_decay_steps:,} env steps",
             f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if self.learner.compiled else 'eager'}; "
-            f"{self.torch_threads} torch and {envs.num_threads} EnvPool threads, {groups}"
+            f"{self.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
             f"{', ' + self.screen.on_device if self.screen and self.screen.on_device else ''}",
         ]
         warning = hardware.nvidia_without_cuda()

@@ -53,17 +53,23 @@ def test_epsilon_reaches_the_choice_of_actions(run: Run) -> None:
     assert len({tuple(choice) for choice in choices[20:]}) > 3
 
 
-def test_on_a_cpu_the_games_are_under_way_before_an_update_runs_and_acting_takes_one_thread(run: Run) -> None:
+@pytest.mark.parametrize(("replay_ratio", "threads_to_act"), [(8.0, 2), (2.0, 1)])
+def test_on_a_cpu_the_games_are_under_way_before_an_update_runs_and_acting_takes_its_threads(
+    replay_ratio: float, threads_to_act: int, tmp_path: Path
+) -> None:
+    run = Run(replace(TINY, replay_ratio=replay_ratio, run_dir=str(tmp_path / "run")), ["test"])
+    run.envs.start()
     while run.clock.updates == 0:
         step_group(run)
     in_flight, threads, act_threads = [], [], []
     update, act = run.learner.update, run.learner.act
-    run.learner.update = lambda *batch: (in_flight.append(run.envs._in_flight), threads.append(torch.get_num_threads()), update(*batch))[0]  # type: ignore[method-assign]  # fmt: skip
+    run.learner.update = lambda *batch: (in_flight.append(run.envs._in_flight), threads.append(torch.get_num_threads()), update(*batch))[2]  # type: ignore[method-assign]  # fmt: skip
     run.learner.act = lambda obs: (act_threads.append(torch.get_num_threads()), act(obs))[1]  # type: ignore[method-assign]
-    for _ in range(20):
+    for _ in range(40):
         step_group(run)
     assert set(in_flight) == {4} and len(in_flight) > 5
-    assert set(threads) == {2} and set(act_threads) == {1}
+    assert set(threads) == {2} and set(act_threads) == {threads_to_act}
+    run.envs.close()
 
 
 def test_building_the_pipeline_leaves_ring_optimiser_and_target_untouched(run: Run) -> None:
