@@ -1,5 +1,6 @@
 """argv -> Config -> one command. No tensors here: `--help` imports neither torch nor envpool."""
 
+import importlib
 import json
 import re
 import sys
@@ -12,16 +13,22 @@ import tyro
 
 from fastdqn.config import Config, UsageError, load_preset
 
-USAGE = """usage: fastdqn COMMAND [flags]
-
-commands:
-  train   train an agent              fastdqn train --num-envs 64
-  eval    play games with an agent    fastdqn eval runs/Breakout__fast__s1__...
-  presets named sets of defaults      fastdqn presets rainbow
-  profile where the time goes         fastdqn profile --num-envs 64
-
-fastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
-"""
+# commands whose flags and code are in commands/NAME.py: what it does, an example
+FURTHER = {
+    "presets": ("named sets of defaults", "fastdqn presets rainbow"),
+}
+COMMANDS = {
+    "train": ("train an agent", "fastdqn train --num-envs 64"),
+    "eval": ("play games with an agent", "fastdqn eval runs/Breakout__fast__s1__..."),
+    "profile": ("where the time goes", "fastdqn profile --num-envs 64"),
+    **FURTHER,
+}
+USAGE = (
+    "usage: fastdqn COMMAND [flags]\n\ncommands:\n"
+    + "".join(f"  {name:9}{words:34}{example}\n" for name, (words, example) in COMMANDS.items())
+    + "\nfastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, "
+    "130/143 interrupted and saved.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,6 @@ class EvalFlags:
     """End stdout with one JSON object; everything else goes to stderr."""
 
 
-@dataclass(frozen=True)
-class PresetsFlags:
-    """Lists the presets, or prints one of them."""
-
-    name: Annotated[str, tyro.conf.Positional] = ""
-    """The preset to print as TOML; none: a list of all."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -63,12 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
-    commands = {"train": _train, "eval": _eval, "presets": _presets, "profile": _profile}
-    if command not in commands:
-        print(f"error: {command}: no such command; the commands are {', '.join(commands)}", file=sys.stderr)
+    if command not in COMMANDS:
+        print(f"error: {command}: no such command; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return commands[command](rest)
+        if command in FURTHER:
+            module = importlib.import_module(f"fastdqn.commands.{command}")
+            return module.main(_parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
+        return {"train": _train, "eval": _eval, "profile": _profile}[command](rest)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -101,14 +100,17 @@ def _profile(argv: list[str]) -> int:
 
 def _eval(argv: list[str]) -> int:
     flags = _parse(EvalFlags, argv, default=None, prog="fastdqn eval")
-    from pathlib import Path
-
+    from fastdqn import runs
     from fastdqn.checkpoint import CheckpointError
     from fastdqn.evaluation import evaluate, format_result
 
     try:
+        run = runs.find(flags.run)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    try:
         result = evaluate(
-            Path(flags.run),
+            run,
             episodes=flags.episodes,
             epsilon=flags.epsilon,
             protocol=flags.protocol,
@@ -122,22 +124,6 @@ def _eval(argv: list[str]) -> int:
     print(format_result(result), file=sys.stderr if flags.json else sys.stdout)
     if flags.json:
         print(json.dumps(result))
-    return 0
-
-
-def _presets(argv: list[str]) -> int:
-    flags = _parse(PresetsFlags, argv, default=None, prog="fastdqn presets")
-    from fastdqn.commands import presets
-
-    text = presets.preset_text(flags.name).rstrip() if flags.name else presets.table()
-    print(text, file=sys.stderr if flags.json else sys.stdout)
-    if flags.json:
-        names = [flags.name] if flags.name else presets.preset_names()
-        everything = {
-            name: {"description": presets.describe(name), "changes": presets.changes(name),
-                   "values": presets.values(name)} for name in names
-        }  # fmt: skip
-        print(json.dumps(everything))
     return 0
 
 

@@ -19,12 +19,13 @@ SOURCES = [
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"commands/__init__", "commands/presets", "commands/profile"},
+    {"commands/presets", "commands/profile"},
+    {"commands/__init__"},
     {"trainer"},
     {"run", "evaluation"},
     {"parts"},
     {"pipeline"},
-    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "signals", "staging"},
+    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "signals", "staging"},
     {
         "metrics",
         "priorities",

@@ -1,9 +1,32 @@
 """`fastdqn presets`: the named sets of defaults, and what each of them changes."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
+import tyro
+
+from fastdqn.commands import emit
 from fastdqn.config import Config, load_preset, preset_names, preset_text
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Lists the presets, or prints one of them."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """The preset to print as TOML; none: a list of all."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(flags: Flags) -> int:
+    names = [flags.name] if flags.name else preset_names()
+    text = preset_text(flags.name).rstrip() if flags.name else table()
+    figures = {
+        name: {"description": describe(name), "changes": changes(name), "values": values(name)} for name in names
+    }
+    emit(text, figures, as_json=flags.json)
+    return 0
 
 
 def describe(name: str) -> str:
