@@ -49,6 +49,12 @@ class EvalFlags:
     """Seed of the games and of the exploration; never shared with training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
+    threads: int = 0
+    """Threads of EnvPool and of torch; 0: all cores."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Which agent plays; best: the one that --keep-best kept."""
+    keep_best: bool = False
+    """Keep this agent in the run's best/ if none there was scored higher."""
     json: bool = False
     """End stdout with one JSON object; everything else goes to stderr."""
 
@@ -117,6 +123,9 @@ def _eval(argv: list[str]) -> int:
             num_envs=flags.num_envs,
             seed=flags.seed,
             device=flags.device,
+            threads=flags.threads,
+            which=flags.checkpoint,
+            keep_best=flags.keep_best,
         )
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)

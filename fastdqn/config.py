@@ -155,10 +155,16 @@ class Config:
 
     checkpoint_period_frames: int = 4_000_000
     """Frames between checkpoints; one is always written at the end."""
+    eval_period_frames: int = 0
+    """Frames between evaluations on games of their own, in the background; the best agent is kept in best/. 0: none."""
+    eval_episodes: int = 32
+    """Games of each of them."""
     run_dir: str = ""
     """The run's own folder, made if missing. Empty: runs/{game}__{preset}__s{seed}__{time}."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """live: a panel; plain: a line every 10 s; quiet: errors only; auto: live on a terminal, else plain."""
+    track: Literal["off", "tensorboard", "wandb"] = "off"
+    """Also write the metrics for TensorBoard, or for Weights & Biases in its offline form."""
     json: bool = False
     """End stdout with one JSON object; everything else goes to stderr."""
 
@@ -336,6 +342,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "env_threads": (0, 1_024),
     "torch_threads": (0, 1_024),
     "checkpoint_period_frames": (1, 10**12),
+    "eval_period_frames": (0, 10**12),
+    "eval_episodes": (1, 100_000),
 }
 
 

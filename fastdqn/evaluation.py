@@ -186,8 +186,11 @@ def evaluate(
     num_envs: int = 0,
     seed: int = 1,
     device: str = "auto",
+    threads: int = 0,
+    which: str = "newest",
+    keep_best: bool = False,
 ) -> dict[str, Any]:
-    """Plays `episodes` games with the newest checkpoint of `run` and saves the result under its `eval/`.
+    """Plays `episodes` games with a checkpoint of `run` and saves the result under its `eval/`.
 
     Args:
         run: a folder that training left behind.
@@ -198,6 +201,9 @@ def evaluate(
             there are: an env without a quota would be emulated for nothing.
         seed: of the games and of the exploration; the streams are other ones than training's.
         device: auto, cpu or cuda.
+        threads: of EnvPool and of torch; 0 is all cores.
+        which: "newest" checkpoint, or "best", the one that `keep_best` kept.
+        keep_best: keep the agent under `best/` if no other one there was scored higher.
 
     Raises:
         UsageError: no such run, or a value that cannot be.
@@ -212,13 +218,15 @@ def evaluate(
     if not 0 <= num_envs <= 4096:
         raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
     resolve_device(device)
-    saved = checkpoint.load(run / "checkpoints")
+    saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
     epsilon = rules.epsilon if epsilon is None else epsilon
     num_envs = min(num_envs or 64, episodes)
     where = resolve_device(device)
     screen = make_screen(config, where)
     started = time.perf_counter()
-    envs = _envs_of(config, rules, num_envs, seed, screen)
+    if threads > 0:
+        torch.set_num_threads(threads)
+    envs = _envs_of(config, rules, num_envs, seed, screen, threads)
     try:
         games = play(
             _network_of(saved, config, envs, screen).to(where),
@@ -252,6 +260,8 @@ def evaluate(
         "device": where.type,
         **hardware.environment(),
     }
+    if keep_best:
+        _keep_best(saved, result["score_mean"], run / "best")
     _store(result, run / "eval" / f"{saved.path.name}__{protocol}__s{seed}.json")
     return result
 
@@ -305,7 +315,9 @@ def _config_of(run: Path) -> Config:
     return Config.load(run / "config.toml")
 
 
-def _envs_of(config: Config, rules: Protocol, num_envs: int, seed: int, screen: Screen | None) -> VectorEnv:
+def _envs_of(
+    config: Config, rules: Protocol, num_envs: int, seed: int, screen: Screen | None, threads: int
+) -> VectorEnv:
     try:
         return VectorEnv(
             config.env,
@@ -319,6 +331,7 @@ def _envs_of(config: Config, rules: Protocol, num_envs: int, seed: int, screen: 
             noop_max=rules.noop_max,
             max_episode_steps=rules.max_episode_steps,
             frame_skip=config.frame_skip,
+            num_threads=threads,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -341,6 +354,15 @@ def _network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scre
             f"head={config.head}, hidden_size={config.hidden_size}); restore the config.toml of this run"
         ) from error
     return network.eval()
+
+
+def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> None:
+    """Copies the checkpoint to `root`, with its score, if it beats what is there."""
+    if checkpoint.checkpoints(root):
+        best = checkpoint.load(root)
+        if best.state["eval_score_mean"] > score_mean:
+            return
+    checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
 
 
 def _store(result: dict[str, Any], path: Path) -> None:

@@ -26,11 +26,13 @@ from fastdqn.parts import (
     resolve_precision,
     resolve_threads,
 )
+from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
 from fastdqn.replay import ReplayRing
 from fastdqn.run_folder import RunFolder
 from fastdqn.schedules import LearningSchedule
 from fastdqn.staging import Staging
+from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
 
@@ -58,11 +60,16 @@ class Run:
         try:
             self._build()
             config = self.config
+            if config.track != "off":
+                check_installed(config.track)  # before the folder is made
             self.folder = RunFolder(config.run_dir, game=self.envs.game, preset=config.preset, seed=config.seed)
         except UsageError:
             raise
         except ValueError as error:
             raise UsageError(str(error)) from error
+        self._tracker = None
+        if config.track != "off":
+            self._tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
         self.folder.describe(config.to_toml(), command, hardware.environment())
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.dashboard.print_plan(self.plan())
@@ -78,10 +85,11 @@ class Run:
         )
         self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
         self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
+        self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
         self._losses: dict[str, float] = {}
         self._windows = RateWindow(10), RateWindow(60)
         self._started = self._logged = time.perf_counter()
-        self._saved_period = 0
+        self._saved_period = self._evaluated_period = 0
         self._ended: str | None = None
 
     def _build(self) -> None:
@@ -230,22 +238,24 @@ class Run:
         self._losses = self.learner.read_metrics() or self._losses
         snapshot = self.snapshot()
         seconds = max(sum(self.phase.seconds.values()), 1e-9)
-        self._metrics.write(
-            {
-                "global_step": self.clock.env_steps,
-                "frames": snapshot.frames,
-                "wall_seconds": round(snapshot.wall_seconds, 3),
-                "charts/SPS": snapshot.frames_per_second_10s / self.config.action_repeat,
-                "charts/episodic_return": snapshot.score_mean_100,
-                "charts/episodes": snapshot.episodes,
-                "charts/epsilon": snapshot.epsilon,
-                "charts/updates": snapshot.updates,
-                **self._losses,
-                "perf/fps": snapshot.frames_per_second_10s,
-                **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
-                "system/memory_bytes": snapshot.memory_bytes,
-            }
-        )
+        row = {
+            "global_step": self.clock.env_steps,
+            "frames": snapshot.frames,
+            "wall_seconds": round(snapshot.wall_seconds, 3),
+            "charts/SPS": snapshot.frames_per_second_10s / self.config.action_repeat,
+            "charts/episodic_return": snapshot.score_mean_100,
+            "charts/episodes": snapshot.episodes,
+            "charts/epsilon": snapshot.epsilon,
+            "charts/updates": snapshot.updates,
+            **self._losses,
+            **self.periodic_eval.new_scores(),
+            "perf/fps": snapshot.frames_per_second_10s,
+            **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
+            "system/memory_bytes": snapshot.memory_bytes,
+        }
+        self._metrics.write(row)
+        if self._tracker is not None:
+            self._tracker.write(row)
         self.episodes.flush()
         self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
         self.dashboard.update(snapshot)
@@ -294,6 +304,16 @@ class Run:
         except checkpoint.CheckpointError as error:
             print(f"warning: {error}; training goes on", file=sys.stderr)
 
+    def eval_due(self) -> bool:
+        period = self.config.eval_period_frames
+        return period > 0 and self.frames // period > self._evaluated_period
+
+    def evaluate(self) -> None:
+        """Saves, and has what was saved evaluated in the background."""
+        self._evaluated_period = self.frames // self.config.eval_period_frames
+        self.save()
+        self.periodic_eval.start()
+
     def summary(self) -> dict[str, Any]:
         """The figures of the run so far."""
         seconds = self.wall_seconds
@@ -321,13 +341,23 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
-        self.log()
+        finished = self.clock.env_steps >= self.config.total_env_steps and error is None
         self.save()
-        finished = self.clock.env_steps >= self.config.total_env_steps
+        if self.config.eval_period_frames > 0 and finished:
+            self.dashboard.say("training has ended; its last evaluation goes on")
+            self.periodic_eval.wait()
+            self.periodic_eval.start()
+            self.periodic_eval.wait()
+        self.periodic_eval.stop()
+        for failure in self.periodic_eval.failures:
+            self.dashboard.say(f"warning: {failure}")
+        self.log()
         state = "failed" if error is not None else "finished" if finished else "interrupted"
         self.folder.status(state, **self.summary())
         self.dashboard.close()
         self.dashboard.say(f"{state}: {self.folder.path}")
         self.episodes.close()
         self._metrics.close()
+        if self._tracker is not None:
+            self._tracker.close()
         self.envs.close()

@@ -39,6 +39,8 @@ def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> Trai
                     run.log()  # host sync 2 of 2: the sums of the log period
                 if run.checkpoint_due():
                     run.save()
+                if run.eval_due():
+                    run.evaluate()
     return TrainResult(run.summary(), stop.exit_code)
 
 

@@ -1,0 +1,82 @@
+"""Evaluations while training goes on: `fastdqn eval` in a process of its own, on its own games.
+
+The loop only starts it and looks, at most once a log period, whether it has ended. It runs on one core of the CPU at
+the lowest priority: a second team of threads would hold up every barrier of the first. It reads the checkpoint from
+the disk and leaves its result in the run's `eval/`; with `--keep-best` also the agent, in `best/`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fastdqn import runs
+
+
+class PeriodicEval:
+    """At most one evaluation at a time. One that falls due while another runs is left out, and counted.
+
+    Args:
+        run: the run's folder.
+        episodes: games of each evaluation.
+    """
+
+    def __init__(self, run: Path, *, episodes: int) -> None:
+        self._run, self._episodes = run, episodes
+        self._process: subprocess.Popen | None = None
+        self.started = self.left_out = self._reported = 0
+        self.failures: list[str] = []
+
+    @property
+    def running(self) -> bool:
+        """Whether an evaluation is going on; takes note of one that has ended."""
+        if self._process is None or self._process.poll() is None:
+            return self._process is not None
+        if self._process.returncode != 0:
+            self.failures.append(f"evaluation ended with exit code {self._process.returncode}; see {self._log}")
+        self._process = None
+        return False
+
+    def new_scores(self) -> dict[str, float]:
+        """What the evaluations that ended since the last call say of the newest agent, as metrics."""
+        if self.running or self.started == self._reported:
+            return {}
+        self._reported = self.started
+        results = runs.evaluations(self._run)
+        if not results:
+            return {}
+        return {"eval/score_mean": results[-1]["score_mean"], "eval/step": results[-1]["checkpoint_step"]}
+
+    def start(self) -> None:
+        """Evaluates the newest checkpoint."""
+        if self.running:
+            self.left_out += 1
+            return
+        command = [
+            sys.executable, "-m", "fastdqn", "eval", str(self._run), "--episodes", str(self._episodes),
+            "--device", "cpu", "--threads", "1", "--keep-best",
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                ["nice", "-n", "19", *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        self.started += 1
+
+    def wait(self) -> None:
+        """Lets the evaluation that is going on come to its end."""
+        if self._process is not None:
+            self._process.wait()
+        _ = self.running
+
+    def stop(self) -> None:
+        """Ends the evaluation that is going on: the run was told to stop."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    @property
+    def _log(self) -> Path:
+        return self._run / "eval" / "log.txt"

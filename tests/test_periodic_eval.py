@@ -1,0 +1,65 @@
+"""Evaluations in the background: they score the checkpoints, keep the best agent, and never hold the loop."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fastdqn import checkpoint, runs
+from fastdqn.cli import main
+from fastdqn.config import load_preset
+from fastdqn.periodic_eval import PeriodicEval
+from fastdqn.run import Run
+from fastdqn.trainer import train
+
+
+def test_training_leaves_an_evaluation_of_the_last_agent_and_the_best_one(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    config = replace(
+        load_preset("catch"), total_frames=40_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(run),
+        eval_period_frames=20_000, eval_episodes=8,
+    )  # fmt: skip
+    steps = train(config).summary["env_steps"]
+    results = runs.evaluations(run)
+    assert results[-1]["checkpoint_step"] == steps and results[-1]["episodes"] == 8
+    best = checkpoint.load(run / "best")
+    assert best.state["eval_score_mean"] == max(result["score_mean"] for result in results)
+    rows = runs.metrics(run)
+    assert (rows[-1]["eval/score_mean"], rows[-1]["eval/step"]) == (results[-1]["score_mean"], steps)
+    capsys.readouterr()
+    assert main(["eval", str(run), "--checkpoint", "best", "--episodes", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["checkpoint_step"] == best.step
+
+
+def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None:
+    from fastdqn.checkpoint import Checkpoint
+    from fastdqn.evaluation import _keep_best
+
+    for step, score, kept in ((1, 5.0, 1), (2, 3.0, 1), (3, 5.5, 3), (4, -1.0, 3)):
+        saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
+        _keep_best(saved, score, tmp_path / "best")
+        assert checkpoint.load(tmp_path / "best").step == kept
+
+
+def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told(tmp_path: Path) -> None:
+    (tmp_path / "eval").mkdir()
+    evaluation = PeriodicEval(tmp_path, episodes=1)  # the folder holds no run: it will fail
+    evaluation.start()
+    evaluation.start()
+    assert (evaluation.started, evaluation.left_out) == (1, 1)
+    evaluation.wait()
+    assert not evaluation.running and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
+    assert "holds no run" in (tmp_path / "eval" / "log.txt").read_text()
+
+
+def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path) -> None:
+    config = replace(
+        load_preset("catch"), compile=False, ui="quiet", run_dir=str(tmp_path / "run"), eval_period_frames=100,
+        eval_episodes=100_000,
+    )  # fmt: skip
+    run = Run(config, ["test"])
+    run.envs.start()
+    with run:
+        run.evaluate()
+        assert run.periodic_eval.running
+        process = run.periodic_eval._process
+    assert process is not None and process.returncode is not None

@@ -1,0 +1,57 @@
+"""The viewers' files, read back with the viewers' own readers."""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from fastdqn import tracking
+from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.tracking import Tracker
+from fastdqn.trainer import train
+
+
+def short(run_dir: Path, **changes) -> Config:
+    return replace(
+        load_preset("catch"), total_frames=3_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(run_dir), **changes
+    )  # fmt: skip
+
+
+def test_tensorboard_reads_back_every_value_at_its_env_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(short(tmp_path / "run", track="tensorboard"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    tags = {"charts/episodic_return", "charts/SPS", "losses/td_loss", "losses/q_values", "charts/epsilon"}
+    assert tags <= set(events.Tags()["scalars"])
+    for tag in tags:
+        expected = [(row["global_step"], row[tag]) for row in rows if row.get(tag) is not None]
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in found] == [step for step, _ in expected] and len(found) > 0
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
+    assert "env: Catch-v0" in str(events.Tensors("config/text_summary"))
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install 'fastdqn[wandb]'")
+def test_a_wandb_run_is_written_offline_and_holds_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = Tracker("wandb", tmp_path, name="a run", config={"env": "Catch-v0"})
+    tracker.write({"global_step": 10, "charts/episodic_return": 0.25, "charts/SPS": None})
+    tracker.close()
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    data = file.read_bytes()
+    assert b"charts/episodic_return" in data and b"0.25" in data and b"Catch-v0" in data and b"charts/SPS" not in data
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_missing_extra_is_answered_with_the_line_that_installs_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=rf"track={kind}: .*pip install 'fastdqn\[{kind}\]'"):
+        train(short(tmp_path / "run", track=kind))
+    assert not (tmp_path / "run").exists()
