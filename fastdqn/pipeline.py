@@ -7,6 +7,7 @@
 All on one stream, so that (2) reads the ring after (1) has written it and (1) reads weights that no update is changing.
 """
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,7 @@ class Pipeline:
         self._act_threads, self._learn_threads = act_threads, learn_threads
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
+        started = time.perf_counter()
         learner.warm_up(
             ring.latest(staging.rows["env_id"]), batch_size, act_threads=act_threads, learn_threads=learn_threads
         )
@@ -54,6 +56,7 @@ class Pipeline:
             self._append_and_act = Graph(self._append_and_act_once, device)
             self._update = Graph(self._update_once, device)
             self._sync_target = Graph(learner.sync_target, device)
+        self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture
 
     def append_and_act(self, *, epsilon: float, importance_exponent: float) -> None:
         """Stores the staged group and chooses its actions, which begin their way to the host.

@@ -330,6 +330,7 @@ class Run:
             "score_mean_100": self.episodes.score_mean_100,
             "frames_per_second": self.frames / seconds if seconds > 0 else math.nan,
             "wall_seconds": seconds,
+            "compile_seconds": self.pipeline.compile_seconds,
             "phase_seconds": dict(self.phase.seconds),
             "failed_slots": int(self.ring.failed_slots),
         }

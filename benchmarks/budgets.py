@@ -1,0 +1,105 @@
+"""What a run may cost before and beside its work, each against its budget, in a process of its own with cold caches.
+
+    python -m benchmarks.budgets [--device auto] [--replay-capacity 1000000] [--seconds 60] [--out benchmarks/results]
+
+    start     seconds from the imports to the first env step, compiling not counted      15
+    compile   seconds to compile and capture, nothing cached                             60
+    logging   share of the loop's time                                                    1 %
+    ring      bytes of 1M frames                                                          7.06 GB
+    GPU       bytes beside the ring, Nature CNN                                           1.5 GB
+    host      bytes above the imports, of a run on a GPU                                  2 GB
+
+Exit code 1 if one is not held.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastdqn import hardware
+from fastdqn.config import Config
+from fastdqn.metrics import resident_bytes
+from fastdqn.run import Run
+from fastdqn.trainer import no_garbage_collection, step_group
+
+
+def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
+    """One run, from its first line to `seconds` of learning."""
+    imported, started = resident_bytes(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(
+            Config(), device=device, replay_capacity=capacity, ui="quiet", run_dir=f"{folder}/run",
+            learning_starts=2_000, total_frames=10**12,
+        )  # fmt: skip
+        run = Run(config, ["budgets"])
+        run.envs.start()
+        while run.clock.env_steps == 0:
+            step_group(run)
+        first = time.perf_counter() - started
+        with no_garbage_collection(), run:
+            run.phase.seconds.update(dict.fromkeys(run.phase.seconds, 0.0))
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or run.clock.updates == 0:
+                step_group(run)
+                with run.phase("log"):
+                    if run.log_due():
+                        run.log()
+        phases = run.phase.seconds
+        figures = {
+            "start": first - run.pipeline.compile_seconds,
+            "compile": run.pipeline.compile_seconds,
+            "logging": phases["log"] / sum(phases.values()),
+            "ring": float(run.ring.nbytes),
+        }
+        if run.device.type == "cuda":
+            figures["GPU"] = float(torch.cuda.max_memory_reserved() - run.ring.nbytes)
+            figures["host"] = float(resident_bytes() - imported)
+        return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--replay-capacity", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.child:
+        print(json.dumps(measure(flags.device, flags.replay_capacity, flags.seconds)))
+        return 0
+    with tempfile.TemporaryDirectory() as cache:
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.budgets", "--child", "--device", flags.device, "--seconds",
+             str(flags.seconds), "--replay-capacity", str(flags.replay_capacity)],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"},
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+    figures = json.loads(child.stdout.splitlines()[-1])
+    ring = 7.06e9 * flags.replay_capacity / 1e6 * 1.005
+    budgets = {"start": 15.0, "compile": 60.0, "logging": 0.01, "ring": ring, "GPU": 1.5e9, "host": 2e9}
+    rows = [{"name": name, "measured": value, "budget": budgets[name], "held": value <= budgets[name]}
+            for name, value in figures.items()]  # fmt: skip
+    for row in rows:
+        print(
+            f"{row['name']:9}{row['measured']:>18,.4g}  of {row['budget']:>14,.4g}  {'held' if row['held'] else 'NOT HELD'}"
+        )
+    report = {"benchmark": "budgets", "replay_capacity": flags.replay_capacity, "seconds": flags.seconds,
+              "environment": hardware.environment(), "results": rows}  # fmt: skip
+    flags.out.mkdir(parents=True, exist_ok=True)
+    name = "cuda" if "GPU" in figures else "cpu"
+    (flags.out / f"budgets-{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+    return 0 if all(row["held"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
