@@ -115,41 +115,48 @@ class Learner:
         update: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted mean TD loss (0-d, with gradient), Q(s, a) and the size of each TD error [N] (without)."""
-        # three networks, three independent draws; `q_values` has the fourth
         value_NAK, tau_NK = self.online.predict(obs, 4 * update)
         value_NK = losses.chosen(value_NAK, action)
         with torch.no_grad():
-            next_value_NAK, _ = self.target.predict(next_obs, 4 * update + 1)
-            next_q_NA = self.online(next_obs, 4 * update + 2) if self._double else self.target.mean(next_value_NAK)
-            if self._munchausen is None:
-                policy_NA = losses.greedy(next_q_NA)
-            else:
-                scale, temperature, floor = self._munchausen
-                next_log_policy_NA = losses.log_policy(next_q_NA, temperature)
-                policy_NA = (next_log_policy_NA / temperature).exp()
-                log_policy_NA = losses.log_policy(self.target(obs, 4 * update + 2), temperature)
-                reward = losses.munchausen_reward(
-                    reward, discount, log_policy_NA.gather(1, action.unsqueeze(1)).squeeze(1), next_log_policy_NA,
-                    temperature=temperature, scale=scale, floor=floor,
-                )  # fmt: skip
+            reward, policy_NA, next_value_NAK = self._look_ahead(obs, action, reward, discount, next_obs, update)
             q_N = losses.chosen(self.online.mean(value_NAK).unsqueeze(2), action).squeeze(1)
-        if self.online.head == "c51":
-            with torch.no_grad():
+            if self.online.head == "c51":
                 next_probability_NZ = losses.expected(policy_NA, next_value_NAK.softmax(dim=2))
                 support_NZ = losses.td_target(reward, discount, self.target.atoms.unsqueeze(0))
-                target_NZ = losses.project(support_NZ, next_probability_NZ, self.target.atoms)
-            loss_N = losses.kl_divergence(target_NZ, value_NK)
-            size_N = loss_N.detach()  # the priority of Hessel et al. 2018
-        else:
-            with torch.no_grad():
-                target_NK = losses.td_target(reward, discount, losses.expected(policy_NA, next_value_NAK))
-            if tau_NK is None:
-                td_error_N = (target_NK - value_NK).squeeze(1)
-                loss_N, size_N = self._elementwise_loss(td_error_N), td_error_N.detach().abs()
+                target_NK = losses.project(support_NZ, next_probability_NZ, self.target.atoms)
             else:
-                loss_N = losses.quantile_huber(value_NK, tau_NK, target_NK)
-                size_N = (target_NK.unsqueeze(1) - value_NK.detach().unsqueeze(2)).abs().mean(dim=(1, 2))
+                target_NK = losses.td_target(reward, discount, losses.expected(policy_NA, next_value_NAK))
+        if self.online.head == "c51":
+            loss_N = losses.kl_divergence(target_NK, value_NK)
+            size_N = loss_N.detach()  # the priority of Hessel et al. 2018
+        elif tau_NK is None:
+            td_error_N = (target_NK - value_NK).squeeze(1)
+            loss_N, size_N = self._elementwise_loss(td_error_N), td_error_N.detach().abs()
+        else:
+            loss_N = losses.quantile_huber(value_NK, tau_NK, target_NK)
+            size_N = (target_NK.unsqueeze(1) - value_NK.detach().unsqueeze(2)).abs().mean(dim=(1, 2))
         return losses.weighted_mean(loss_N, weight), q_N, size_N
+
+    def _look_ahead(
+        self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, update: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward [N], the policy pi(.|s') [N, A] and the target network's outputs at s' [N, A, K].
+
+        Each network has a draw of its own: 4 k for the online one at s, 4 k + 1 for the target at s', 4 k + 2 for the
+        third pass, 4 k + 3 to act, where k counts the updates, or the groups.
+        """
+        next_value_NAK, _ = self.target.predict(next_obs, 4 * update + 1)
+        next_q_NA = self.online(next_obs, 4 * update + 2) if self._double else self.target.mean(next_value_NAK)
+        if self._munchausen is None:
+            return reward, losses.greedy(next_q_NA), next_value_NAK
+        scale, temperature, floor = self._munchausen
+        next_log_policy_NA = losses.log_policy(next_q_NA, temperature)
+        log_policy_NA = losses.log_policy(self.target(obs, 4 * update + 2), temperature)
+        reward = losses.munchausen_reward(
+            reward, discount, log_policy_NA.gather(1, action.unsqueeze(1)).squeeze(1), next_log_policy_NA,
+            temperature=temperature, scale=scale, floor=floor,
+        )  # fmt: skip
+        return reward, (next_log_policy_NA / temperature).exp(), next_value_NAK
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
