@@ -6,7 +6,7 @@ Python number would recompile, a rebound tensor would be lost to a captured grap
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,14 +54,17 @@ class Learner:
         self._polyak, self._max_grad_norm = polyak, max_grad_norm
         self._fused = bool(optimizer.defaults.get("fused"))
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
+        self._create_moments()
         device = self._params[0].device
         self.epsilon = torch.ones((), device=device)
         self._explore_key = rng.role_key(seed, "explore")
         # number of the group acted for, and of the update: what selects all randomness of acting and of learning
         self.explore_counter = torch.zeros((), dtype=torch.int64, device=device)
         self.learn_counter = torch.zeros((), dtype=torch.int64, device=device)
-        # sums since the last `read_metrics`: loss, mean Q(s, a), gradient norm, updates
+        # sums since the last `read_metrics`: loss, mean Q(s, a), gradient norm, updates; of the finite updates
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        # updates that were left out because their loss or gradient was not finite: ever, and in a row until now
+        self.refused, self.refused_in_a_row = torch.zeros((), device=device), torch.zeros((), device=device)
         self.compiled = compile
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
@@ -82,13 +85,12 @@ class Learner:
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
         batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
         torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self._params)
-        self._create_moments()
 
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place, after `warm_up`."""
-        moments = [value for param in self._params for value in self.optimizer.state[param].values()]
         networks = [*self._params, *self._target_params, *self._buffers, *self._target_buffers]
-        return [*networks, *moments, self.epsilon, self.explore_counter, self.learn_counter, self._sums]
+        counters = [self.explore_counter, self.learn_counter, self.refused, self.refused_in_a_row]
+        return [*networks, *self._moments, self.epsilon, *counters, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
@@ -97,8 +99,8 @@ class Learner:
         self.optimizer.step()  # of zero gradients: changes no weight
         for param in self._params:
             param.grad = None
-            for value in self.optimizer.state[param].values():
-                value.zero_()
+        for moment in self._moments:
+            moment.zero_()
 
     def q_values(self, obs: Tensor, group: Tensor) -> Tensor:
         """Q(s, .) of the online network, to act on. float32 [B, A]"""
@@ -170,26 +172,52 @@ class Learner:
     def update(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
     ) -> Tensor:
-        """One optimiser step on one batch. Returns the size of each TD error, [N]; nothing returns to the host."""
+        """One optimiser step on one batch. Returns the size of each TD error, [N]; nothing returns to the host.
+
+        A loss or gradient that is not finite changes nothing but the counters of such updates.
+        """
         for layer in self.online.spectral_layers:
             layer.iterate()
         loss, q_N, size_N = self._loss(obs, action, reward, discount, next_obs, weight, self.learn_counter)
         grads = torch.autograd.grad(loss, self._params)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if self._max_grad_norm > 0:
-            divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
-            if self._fused:  # the fused step divides by it on its way: no pass over the gradients of its own
-                self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
-            else:
-                torch._foreach_div_(grads, divisor)
-        for param, grad in zip(self._params, grads, strict=True):
-            param.grad = grad
-        self.optimizer.step()
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        self._step(grads, norm, bad)
         if self._polyak > 0:
             self._follow()
         self.learn_counter += 1
-        self._sums += torch.stack([loss.detach(), q_N.mean(), norm, torch.ones_like(norm)]).double()
-        return size_N
+        self.refused += bad
+        self.refused_in_a_row.add_(1).mul_(bad)
+        figures = torch.stack([loss.detach(), q_N.mean(), norm, torch.ones_like(norm)])
+        self._sums += torch.where(bad, 0.0, figures).double()
+        return torch.where(bad, 0.0, size_N)
+
+    def _step(self, grads: Sequence[Tensor], norm: Tensor, bad: Tensor) -> None:
+        """Clips and steps, or leaves weights and moments as they are; without a branch, for a graph has none."""
+        divisor = torch.ones_like(norm)
+        if self._max_grad_norm > 0:
+            divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
+        if self._fused:  # the fused step divides on its way, with no pass over the gradients of its own
+            self.optimizer.grad_scale, self.optimizer.found_inf = divisor, bad.to(norm.dtype)  # type: ignore[attr-defined]
+            self._apply(grads)
+            return
+        changed = [*self._params, *self._moments]
+        saved = [tensor.detach().clone() for tensor in changed]
+        self._apply([grad / divisor for grad in grads])
+        with torch.no_grad():
+            for tensor, old in zip(changed, saved, strict=True):
+                tensor.copy_(torch.where(bad, old, tensor))
+
+    def _apply(self, grads: Sequence[Tensor]) -> None:
+        for param, grad in zip(self._params, grads, strict=True):
+            param.grad = grad
+        self.optimizer.step()
+
+    @property
+    def _moments(self) -> list[Tensor]:
+        """The optimiser's state."""
+        state = (value for param in self._params for value in self.optimizer.state[param].values())
+        return [value for value in state if isinstance(value, Tensor)]
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -210,6 +238,11 @@ class Learner:
         if updates == 0:
             return {}
         return {"losses/td_loss": loss / updates, "losses/q_values": q / updates, "losses/grad_norm": norm / updates}
+
+    def read_refused(self) -> tuple[int, int]:
+        """Updates left out because they were not finite: ever, and in a row until now. A host sync, as `read_metrics`."""
+        ever, in_a_row = torch.stack([self.refused, self.refused_in_a_row]).tolist()
+        return int(ever), int(in_a_row)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint needs of the learner, as named tensors."""

@@ -35,6 +35,11 @@ from fastdqn.staging import Staging
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
+REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
+
+
+class NotFiniteError(RuntimeError):
+    """Training cannot go on: its numbers are no longer finite. One line with the reason."""
 
 
 @dataclass
@@ -236,6 +241,7 @@ class Run:
         """One row of metrics.jsonl, one status, one drawing."""
         self._logged = time.perf_counter()
         self._losses = self.learner.read_metrics() or self._losses
+        self.refused, self._refused_in_a_row = self.learner.read_refused()
         snapshot = self.snapshot()
         seconds = max(sum(self.phase.seconds.values()), 1e-9)
         row = {
@@ -247,6 +253,7 @@ class Run:
             "charts/episodes": snapshot.episodes,
             "charts/epsilon": snapshot.epsilon,
             "charts/updates": snapshot.updates,
+            "charts/refused_updates": self.refused,
             **self._losses,
             **self.periodic_eval.new_scores(),
             "perf/fps": snapshot.frames_per_second_10s,
@@ -259,6 +266,14 @@ class Run:
         self.episodes.flush()
         self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
         self.dashboard.update(snapshot)
+
+    def check_finite(self) -> None:
+        """Raises NotFiniteError once too many updates in a row were left out, as of the last `log`."""
+        if self._refused_in_a_row >= REFUSED_LIMIT:
+            raise NotFiniteError(
+                f"the last {self._refused_in_a_row} updates had a loss or gradient that was not finite; the weights are "
+                "as before them and saved: lower --learning-rate, or look at the rewards"
+            )
 
     def snapshot(self) -> Snapshot:
         now = time.perf_counter()
@@ -333,6 +348,7 @@ class Run:
             "compile_seconds": self.pipeline.compile_seconds,
             "phase_seconds": dict(self.phase.seconds),
             "failed_slots": int(self.ring.failed_slots),
+            "refused_updates": self.refused,
         }
 
     def __enter__(self) -> "Run":

@@ -37,6 +37,7 @@ def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> Trai
             with run.phase("log"):
                 if run.log_due():
                     run.log()  # host sync 2 of 2: the sums of the log period
+                    run.check_finite()
                 if run.checkpoint_due():
                     run.save()
                 if run.eval_due():

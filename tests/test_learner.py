@@ -377,3 +377,42 @@ def test_rmsprop_steps_as_its_equation_says() -> None:
     assert grad is not None
     square, mean = 0.05 * grad**2, 0.05 * grad
     assert torch.allclose(network.weight, old - 0.1 * grad / ((square - mean**2).sqrt() + 0.01), atol=1e-6)
+
+
+OPTIMIZERS = {
+    "adam": lambda params: torch.optim.Adam(params, lr=1e-3, fused=True),
+    "plain adam": lambda params: torch.optim.Adam(params, lr=1e-3),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-3, alpha=0.9, centered=True, foreach=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name: str) -> None:
+    """1,000 faults in all: NaN or infinity in the observations, the reward, the discount or a weight's gradient."""
+    torch.manual_seed(0)
+    network = QNetwork((5,), 3, encoder="mlp", hidden_size=8)
+    learner = make_learner(network, OPTIMIZERS[name](network.parameters()))
+    for seed in range(3):
+        learner.update(**vector_batch(seed))
+    learner.read_metrics()
+    draw = np.random.default_rng(0)
+    before = [tensor.clone() for tensor in (*learner._params, *learner._moments)]
+    for fault in range(334):
+        batch = vector_batch(fault)
+        field = ("obs", "reward", "discount", "next_obs", "weight")[fault % 5]
+        batch[field] = batch[field].clone()
+        batch[field].view(-1)[draw.integers(batch[field].numel())] = (float("nan"), float("inf"), -float("inf"))[
+            fault % 3
+        ]
+        size = learner.update(**batch)
+        if int(learner.refused) == fault:  # the fault fell on a feature that no unit passes on
+            learner.load_state(copy.deepcopy({**learner.state()}))
+            pytest.fail(f"fault {fault} in {field} was not noticed")
+        assert torch.isfinite(size).all()
+        for tensor, old in zip((*learner._params, *learner._moments), before, strict=True):
+            assert torch.equal(tensor, old), "bit for bit as before"
+    assert learner.read_refused() == (334, 334) and learner.read_metrics() == {}
+    learner.update(**vector_batch())
+    assert learner.read_refused() == (334, 0)
+    assert not torch.equal(learner._params[0], before[0])
+    assert all(np.isfinite(value) for value in learner.read_metrics().values())

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastdqn import checkpoint, losses
+from fastdqn.cli import main
 from fastdqn.config import Config, UsageError, load_preset
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
@@ -154,6 +155,21 @@ def test_the_log_periods_rows_carry_cleanrls_tags(tmp_path) -> None:
     tags = {"global_step", "charts/episodic_return", "charts/SPS", "losses/td_loss", "losses/q_values"}
     assert tags <= row.keys()
     assert row["frames"] == 4 * row["global_step"] and row["losses/td_loss"] >= 0
+
+
+def test_training_whose_numbers_are_no_longer_finite_ends_with_a_checkpoint_and_a_reason(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("fastdqn.run.LOG_PERIOD_SECONDS", 0.2)
+    target = losses.td_target
+    monkeypatch.setattr(losses, "td_target", lambda reward, *rest: target(reward / 0, *rest))
+    argv = ["train", "--preset", "catch", "--no-compile", "--torch-threads", "1", "--run-dir", str(tmp_path / "run"),
+            "--ui", "quiet", "--total-frames", "10M"]  # fmt: skip
+    assert main(argv) == 1
+    assert "updates had a loss or gradient that was not finite" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.tensors["model"].values())
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
