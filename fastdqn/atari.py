@@ -20,6 +20,7 @@ WordZapper YarsRevenge Zaxxon
 
 # Other EnvPool tasks with discrete actions and vector observations.
 VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
+_TASK_ACTIONS = {"Acrobot-v1": 3, "CartPole-v1": 2, "Catch-v0": 3, "LunarLander-v3": 4, "MountainCar-v0": 3}
 
 # Well-known tasks that are refused by name.
 _CONTINUOUS_TASKS = frozenset(
@@ -32,6 +33,24 @@ _CONTINUOUS_TASKS = frozenset(
         "pendulum-v1",
     }
 )
+
+# Actions of the minimal sets, EnvPool 1.2.7; all other games use the full set of 18.
+FULL_ACTION_SET = 18
+_GAMES_BY_NUM_ACTIONS = {
+    3: "Backgammon Freeway Skiing",
+    4: "Atlantis Atlantis2 Blackjack Breakout Casino Kaboom",
+    5: "Frogger Pacman Surround Tetris VideoCheckers",
+    6: "AirRaid BasicMath Bowling Carnival DemonAttack Galaxian KingKong NameThisGame Pong Pooyan Qbert SirLancelot "
+    "SpaceInvaders UpNDown",
+    7: "Assault",
+    8: "Gopher Phoenix Tutankham",
+    9: "Asterix BeamRider CrazyClimber Enduro Koolaid LostLuggage MsPacman VideoPinball",
+    10: "Amidar MrDo Othello TicTacToe3d TimePilot VideoChess WizardOfWor",
+    12: "Turmoil",
+    14: "Asteroids KeystoneKapers KungFuMaster",
+    16: "JourneyEscape",
+}
+_NUM_ACTIONS = {game: number for number, games in _GAMES_BY_NUM_ACTIONS.items() for game in games.split()}
 
 # FIRE is action 1 of a game's minimal action set (read off ale-py 0.12.1's getMinimalActionSet), except in these:
 _FIRE_IS_ACTION_0 = frozenset({"Backgammon", "VideoCheckers"})
@@ -146,6 +165,15 @@ def fire_action(game: str, *, full_action_set: bool) -> int | None:
     if game not in GAMES or game in _NO_FIRE:
         return None
     return 0 if game in _FIRE_IS_ACTION_0 else 1
+
+
+def num_actions(name: str) -> int:
+    """Actions of a game ("Breakout", its minimal set) or of a vector task ("CartPole-v1"). KeyError: neither."""
+    if name in VECTOR_TASKS:
+        return _TASK_ACTIONS[name]
+    if name not in GAMES:
+        raise KeyError(name)
+    return _NUM_ACTIONS.get(name, FULL_ACTION_SET)
 
 
 def human_normalized_score(game: str, score: float) -> float | None:

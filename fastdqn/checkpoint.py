@@ -4,6 +4,7 @@
       step_000000123456/       one checkpoint, whole or not there at all
         model.safetensors      one file per group of tensors
         optimizer.safetensors
+      replay.safetensors     only where asked for: the ring, streamed, see `large_tensors`
         state.json             counters and whatever else is not a tensor
         manifest.json          byte size and sha256 of each file above, sealed by its own sha256
       .tmp_step_000000250000/  a save that was cut off: never read, removed by the next save
@@ -36,10 +37,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fastdqn import large_tensors
+
 FORMAT = 1
 KEEP = 2  # the newest, and one older that it can fall back to
 
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", ".safetensors"
+_LARGE = "replay.safetensors"
 _TEMPORARY = ".tmp_"
 _STEP_NAME = re.compile(r"step_(\d{12})")
 _FILE_NAME = re.compile(r"state\.json|\w+\.safetensors", re.ASCII)
@@ -59,8 +63,20 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
 
+    @property
+    def large(self) -> Path | None:
+        """The file of the large tensors, for `large_tensors.read_into`; None where there is none."""
+        path = self.path / _LARGE
+        return path if path.exists() else None
 
-def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Path:
+
+def save(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Any]],
+    state: Mapping[str, Any],
+    large: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Saves one checkpoint and keeps the newest two. Returns its folder once it is safely on disk.
 
     Args:
@@ -70,11 +86,12 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Any]], state:
         tensors: group -> name -> tensor, on any device, of any layout. A group may nest (a dict or a TensorDict); names
             of nested tensors are joined by "/". Shared memory is saved once per name.
         state: JSON. Tuples come back as lists, keys as strings.
+        large: tensors that are written from where they are, in chunks.
 
     Raises:
         CheckpointError: it could not be written (disk full, ...). What was there before is untouched.
     """
-    return write(root, step, to_host(tensors), state)
+    return write(root, step, to_host(tensors), state, large)
 
 
 def to_host(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
@@ -85,7 +102,13 @@ def to_host(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Ten
     return {group: _flat_copies(tree) for group, tree in tensors.items()}
 
 
-def write(root: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def write(
+    root: Path,
+    step: int,
+    host: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    large: Mapping[str, Tensor] | None = None,
+) -> Path:
     """`save` for tensors that `to_host` has copied. Peak memory is twice the largest group."""
     if not 0 <= step < 10**12:
         raise ValueError(f"step={step}: a checkpoint's step lies in [0, 10**12)")
@@ -96,7 +119,7 @@ def write(root: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state
         _remove_leftovers(root)
         if _is_intact(path):
             return path
-        _write_files(temporary, step, host, state)
+        _write_files(temporary, step, host, state, large)
         _verify(temporary, step)
         _sync_folder(temporary)
         if os.path.lexists(path):  # this step was saved before and is damaged
@@ -160,7 +183,7 @@ def read(path: Path) -> Checkpoint:
         for file, data in _verified_files(path, step):
             if file == _STATE:
                 state = json.loads(data)
-            else:
+            elif file != _LARGE:
                 tensors[file.removesuffix(_TENSORS)] = safetensors.torch.load(data)
         if not isinstance(state, dict):
             raise CheckpointError(f"{_STATE} is missing or not an object")
@@ -181,13 +204,21 @@ def _flat_copies(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]
     return flat
 
 
-def _write_files(folder: Path, step: int, host: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def _write_files(
+    folder: Path,
+    step: int,
+    host: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    large: Mapping[str, Tensor] | None,
+) -> None:
     folder.mkdir()
     files = {}
     for group, named in host.items():
         if not _FILE_NAME.fullmatch(group + _TENSORS):
             raise ValueError(f"tensors: group {group!r} cannot name a file; use letters, digits and _")
         files[group + _TENSORS] = _write_file(folder / (group + _TENSORS), safetensors.torch.save(dict(named)))
+    if large is not None:
+        files[_LARGE] = large_tensors.write(folder / _LARGE, large)
     files[_STATE] = _write_file(folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
     _write_file(folder / _MANIFEST, _sealed({"format": FORMAT, "step": step, "files": files}))
 
@@ -240,6 +271,11 @@ def _verified_files(folder: Path, step: int) -> Iterator[tuple[str, bytes]]:
     if missing := files.keys() - present:
         raise CheckpointError(f"{min(missing)} is missing")
     for name, expected in files.items():
+        if name == _LARGE:  # hashed in chunks; what reads it opens it again
+            if (folder / name).is_symlink() or large_tensors.sha256(folder / name) != expected["sha256"]:
+                raise CheckpointError(f"{name} does not match its hash")
+            yield name, b""
+            continue
         data = _read_file(folder / name, limit=expected["bytes"])
         if len(data) != expected["bytes"]:
             raise CheckpointError(f"{name} has {len(data)} bytes instead of {expected['bytes']}")

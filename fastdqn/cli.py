@@ -15,7 +15,16 @@ from fastdqn.config import Config, UsageError, load_preset
 
 # commands whose flags and code are in commands/NAME.py: what it does, an example
 FURTHER = {
+    "resume": ("go on with a run", "fastdqn resume runs/Breakout__fast__s1__..."),
     "presets": ("named sets of defaults", "fastdqn presets rainbow"),
+    "envs": ("games, actions, human scores", "fastdqn envs invaders"),
+    "doctor": ("what this machine lacks", "fastdqn doctor"),
+    "export": ("an agent for other programs", "fastdqn export runs/Breakout__fast__s1__..."),
+    "record": ("video of an agent", "fastdqn record runs/Breakout__fast__s1__..."),
+    "play": ("watch an agent in the terminal", "fastdqn play runs/Breakout__fast__s1__..."),
+    "plot": ("curves, as picture or characters", "fastdqn plot runs/Breakout__* -o curves.png"),
+    "compare": ("scores over seeds, with intervals", "fastdqn compare runs/Breakout__* --group-by preset"),
+    "report": ("one page about a run", "fastdqn report runs/Breakout__fast__s1__..."),
 }
 COMMANDS = {
     "train": ("train an agent", "fastdqn train --num-envs 64"),
@@ -82,9 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn train")
     config.resolved()  # refuses before torch is imported
+    from fastdqn.run import NotFiniteError
     from fastdqn.trainer import train
 
-    result = train(config, ["fastdqn", "train", *argv])
+    try:
+        result = train(config, ["fastdqn", "train", *argv])
+    except NotFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if config.json:
         print(json.dumps(result.summary))
     return result.exit_code

@@ -155,6 +155,8 @@ class Config:
 
     checkpoint_period_frames: int = 4_000_000
     """Frames between checkpoints; one is always written at the end."""
+    checkpoint_replay: Literal["auto", "none", "full"] = "auto"
+    """Whether a checkpoint holds the replay ring, so that a resumed run need not refill it; auto: if deterministic."""
     eval_period_frames: int = 0
     """Frames between evaluations on games of their own, in the background; the best agent is kept in best/. 0: none."""
     eval_episodes: int = 32
@@ -215,6 +217,10 @@ class Config:
             notes.append(f"frame_stack 1: the network sees no motion in {self.name.canonical}; the usual is 4")
         if self.encoder == "auto":
             changes["encoder"] = "nature" if self.name.is_atari else "mlp"
+        if self.checkpoint_replay == "auto":
+            changes["checkpoint_replay"] = "full" if self.deterministic else "none"
+        elif self.checkpoint_replay == "none" and self.deterministic:
+            raise UsageError("checkpoint_replay=none: a deterministic run resumes with its replay; use auto or full")
         if self.max_episode_steps is None and self.name.is_atari:
             changes["max_episode_steps"] = 27_000
         config = replace(self, **changes)

@@ -29,6 +29,9 @@ from fastdqn.watchdog import Watchdog
 
 INT31_MAX = 2**31 - 1
 ATARI_STEP_CAP = 27_000  # 108,000 frames, 30 minutes of play
+ATARI_HZ = 60.0  # emulator frames a second
+# env steps a second; Gymnasium's `render_fps`. Those are the tasks of which EnvPool draws a picture.
+TASK_HZ = {"Acrobot-v1": 15.0, "CartPole-v1": 50.0, "LunarLander-v3": 50.0, "MountainCar-v0": 30.0}
 
 
 class EnvStep(NamedTuple):
@@ -70,7 +73,8 @@ class VectorEnv:
 
     Life cycle: `start` once, then `recv` a group and `send` its actions, until `close`. Building 64 envs takes about
     2 s and holds the GIL: no other thread runs meanwhile. `max_episode_steps=None` keeps the task's own cap (27,000 on
-    Atari). `stall_seconds` is how long `recv` may block before the watchdog ends the process, 0 for ever.
+    Atari). `stall_seconds` is how long `recv` may block before the watchdog ends the process, 0 for ever. `render` makes
+    pictures for people, beside the observations; a game goes on the same with and without.
 
     Raises:
         ValueError: a value on which EnvPool would abort the process, hang, or run on with nonsense; names the field.
@@ -94,6 +98,7 @@ class VectorEnv:
         frame_skip: int = 4,
         image_size: tuple[int, int] = (84, 84),
         grayscale: bool = True,
+        render: bool = False,
         stall_seconds: float = 60.0,
         on_stall: Callable[[], object] | None = None,
     ) -> None:
@@ -112,6 +117,10 @@ class VectorEnv:
             if self.env == "Catch-v0":  # EnvPool does not cut it, but calls its end past the cap a truncation
                 raise ValueError(f"max_episode_steps={max_episode_steps}: a game of Catch-v0 is 9 steps; leave it out")
         options: dict[str, Any] = {}
+        if render:
+            if not self.is_atari and self.env not in TASK_HZ:
+                raise ValueError(f"env={self.env}: EnvPool draws no picture of it; choose a run of another task")
+            options["render_mode"] = "rgb_array"
         if self.is_atari:
             _require("noop_max", noop_max, 1, 1000)
             _require("frame_skip", frame_skip, 1, 1000)
@@ -121,7 +130,7 @@ class VectorEnv:
                 _require("image_size", side, 1, 1024)
             if not 0.0 <= sticky_actions <= 1.0:
                 raise ValueError(f"sticky_actions={sticky_actions}: a probability; give a number from 0 to 1")
-            options = {
+            options |= {
                 "stack_num": 1,
                 "img_height": image_size[0],
                 "img_width": image_size[1],
@@ -138,6 +147,7 @@ class VectorEnv:
             max_episode_steps = max_episode_steps or ATARI_STEP_CAP
         if max_episode_steps is not None:
             options["max_episode_steps"] = max_episode_steps
+        self.rendered = render
         self.num_envs, self.group_size, self.synchronous = num_envs, batch_size, synchronous
         self.num_threads = num_threads or min(num_envs, hardware.cores())
         with warnings.catch_warnings():
@@ -154,7 +164,7 @@ class VectorEnv:
             self._describe(full_action_set, frame_skip)
         self._pid = os.getpid()
         self._watchdog: Watchdog | None = None
-        self._stall_seconds, self._on_stall = stall_seconds, on_stall
+        self._stall_seconds, self.on_stall = stall_seconds, on_stall
         self._lives_N = np.zeros(num_envs, np.int32)
         self._was_done_N = np.ones(num_envs, np.bool_)  # before its first row an env counts as done
         self._awaits_action_N = np.zeros(num_envs, np.bool_)
@@ -165,6 +175,7 @@ class VectorEnv:
         self.num_actions = int(self._pool.action_space.n)
         self.fire_action = fire_action(self.game, full_action_set=full_action_set) if self.is_atari else None
         self.frame_skip = frame_skip if self.is_atari else 1
+        self.steps_per_second = ATARI_HZ / frame_skip if self.is_atari else TASK_HZ.get(self.env)  # at the game's speed
         self.max_episode_steps = int(self._pool.spec.config.max_episode_steps)
         if self.is_atari:
             channels, height, width = space.shape
@@ -179,7 +190,7 @@ class VectorEnv:
         if self._in_flight or self._awaits_action_N.any():
             raise ValueError("start: it has started already; build a new one to begin anew")
         if self._stall_seconds > 0 and self._watchdog is None:
-            self._watchdog = Watchdog(f"EnvPool ({self.env})", self._stall_seconds, self._on_stall)
+            self._watchdog = Watchdog(f"EnvPool ({self.env})", self._stall_seconds, self.on_stall)
         self._pool.async_reset()
         self._in_flight = self.num_envs
 
@@ -243,6 +254,21 @@ class VectorEnv:
             raise ValueError("env_id: an env appears twice")
         self._in_flight += len(env_id)
         self._pool.send(action, env_id)
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The screen of every env as it stands, in env order: RGB, uint8 [N, H, W, 3], in the emulator's own size.
+
+        210x160 on Atari, where it is the last emulator frame of the step: nothing is max-pooled.
+
+        Raises:
+            ValueError: built without `render`, or some env is being stepped.
+        """
+        self._check_usable()
+        if not self.rendered:
+            raise ValueError("render: it was built without pictures; build it with render=True")
+        if not self._awaits_action_N.all():
+            raise ValueError("render: some envs are being stepped; receive all of them first")
+        return self._pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32))
 
     def close(self) -> None:
         """Lets go of the pool; its threads end with it. Arrays that were received stay valid."""

@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastdqn import checkpoint, hardware, rng
+from fastdqn import checkpoint, hardware
 from fastdqn.atari import human_normalized_score
 from fastdqn.checkpoint import Checkpoint, CheckpointError
 from fastdqn.config import Config, UsageError
 from fastdqn.envs import EnvStep, VectorEnv
-from fastdqn.exploration import epsilon_greedy
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_network, make_screen, resolve_device
-from fastdqn.replay import ReplayRing
+from fastdqn.player import Player
 from fastdqn.screens import Screen
 
 BOOTSTRAP_RESAMPLES = 10_000
@@ -94,36 +93,38 @@ class Game(NamedTuple):
 
 
 class GameTally:
-    """Follows N envs and keeps the first `quota_N[i]` games of env i, no others. Scores are unclipped."""
+    """Follows N envs and keeps the first `quota_N[i]` games of env i, no others. Scores are unclipped.
+
+    `left_N` is how many games each env still has to finish, `score_N` float64 the score of its present one.
+    """
 
     def __init__(self, quota_N: np.ndarray) -> None:
         self.games: list[Game] = []
-        self._left_N = quota_N.copy()
-        self._score_N = np.zeros(len(quota_N))
+        self.left_N = quota_N.copy()
+        self.score_N = np.zeros(len(quota_N))
         self._length_N = np.zeros(len(quota_N), np.int64)
         self._seen_N = [hashlib.blake2b(digest_size=16) for _ in quota_N]
 
     @property
     def complete(self) -> bool:
-        return not self._left_N.any()
+        return not self.left_N.any()
 
     def add(self, step: EnvStep) -> None:
         """Counts one group of rows."""
         ids, done, first = step.env_id, step.done, step.first
-        self._score_N[ids] = np.where(first, 0.0, self._score_N[ids] + step.score)
+        self.score_N[ids] = np.where(first, 0.0, self.score_N[ids] + step.score)
         self._length_N[ids] = np.where(first, 0, self._length_N[ids] + 1)
-        for row in np.flatnonzero(self._left_N[ids]):
+        for row in np.flatnonzero(self.left_N[ids]):
             env = int(ids[row])
             if first[row]:
                 self._seen_N[env] = hashlib.blake2b(digest_size=16)
             self._seen_N[env].update(step.obs[row].data)
             if done[row]:
-                score, length, capped = float(self._score_N[env]), int(self._length_N[env]), bool(step.truncated[row])
+                score, length, capped = float(self.score_N[env]), int(self._length_N[env]), bool(step.truncated[row])
                 self.games.append(Game(env, score, length, capped, self._seen_N[env].digest()))
-                self._left_N[env] -= 1
+                self.left_N[env] -= 1
 
 
-@torch.no_grad()
 def play(
     network: torch.nn.Module,
     envs: VectorEnv,
@@ -137,23 +138,16 @@ def play(
     screen: Screen | None,
 ) -> list[Game]:
     """Plays until every env has filled its quota; later games of an env do not count."""
-    # the ring is the one way that frames become stacks, in training and here; a few rows are enough
-    ring = ReplayRing(
-        capacity=envs.num_envs * (frame_stack + 2),
-        num_envs=envs.num_envs,
-        obs_shape=envs.obs_shape if screen is None else screen.frame_shape,
-        obs_dtype=torch.float32 if screen is None else torch.uint8,
-        stack=frame_stack,
-        n_step=1,
-        gamma=1.0,
-        reward_clip=False,
-        life_loss_terminal=False,
+    player = Player(
+        network,
+        envs,
+        frame_stack=frame_stack,
+        epsilon=epsilon,
+        fire_after_life_loss=fire_after_life_loss,
         seed=seed,
         device=device,
+        screen=screen,
     )
-    key, share = rng.role_key(seed, "eval explore"), torch.tensor(epsilon, device=device)
-    counter = torch.zeros((), dtype=torch.int64, device=device)
-    fire = envs.fire_action if fire_after_life_loss else None
     tally = GameTally(quota_N)
     envs.start()
     while True:
@@ -161,20 +155,8 @@ def play(
         tally.add(step)
         if tally.complete:
             return tally.games
-        env_id, life_lost = (
-            torch.from_numpy(array).to(device) for array in (step.env_id.astype(np.int64), step.life_lost)
-        )
-        obs, reward, terminated, done = (
-            torch.from_numpy(array).to(device) for array in (step.obs, step.reward, step.terminated, step.done)
-        )
-        if screen is not None and screen.preprocess is not None:
-            obs = screen.preprocess(obs)
-        ring.append(env_id, obs, reward, terminated, done, life_lost)
-        action = epsilon_greedy(network(ring.latest(env_id)), share, key, counter)
-        counter += 1
-        if fire is not None:
-            action = torch.where(life_lost, fire, action)
-        envs.send(action.to("cpu", torch.int32).numpy(), step.env_id)  # the one host sync of a step
+        action, _ = player.act(step)
+        envs.send(action, step.env_id)
 
 
 def evaluate(
@@ -209,7 +191,7 @@ def evaluate(
         UsageError: no such run, or a value that cannot be.
         CheckpointError: the run holds no checkpoint that can be trusted, or not one of the network it describes.
     """
-    config = _config_of(run)
+    config = config_of(run)
     rules = protocol_of(protocol, config)
     if not 1 <= episodes <= 100_000:
         raise UsageError(f"episodes={episodes}: give a number from 1 to 100000")
@@ -226,10 +208,10 @@ def evaluate(
     started = time.perf_counter()
     if threads > 0:
         torch.set_num_threads(threads)
-    envs = _envs_of(config, rules, num_envs, seed, screen, threads)
+    envs = envs_of(config, rules, num_envs, seed, screen, threads)
     try:
         games = play(
-            _network_of(saved, config, envs, screen).to(where),
+            network_of(saved, config, envs, screen).to(where),
             envs,
             quotas(episodes, num_envs),
             frame_stack=config.frame_stack,
@@ -309,15 +291,24 @@ def format_result(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _config_of(run: Path) -> Config:
+def config_of(run: Path) -> Config:
+    """The resolved config of a run."""
     if not (run / "config.toml").is_file():
         raise UsageError(f"run={run}: holds no run (no config.toml); name the folder that training printed")
     return Config.load(run / "config.toml")
 
 
-def _envs_of(
-    config: Config, rules: Protocol, num_envs: int, seed: int, screen: Screen | None, threads: int
+def envs_of(
+    config: Config,
+    rules: Protocol,
+    num_envs: int,
+    seed: int,
+    screen: Screen | None,
+    threads: int = 0,
+    *,
+    render: bool = False,
 ) -> VectorEnv:
+    """The games of an evaluation: of its own seeds, synchronous; `render` as in `VectorEnv`."""
     try:
         return VectorEnv(
             config.env,
@@ -332,12 +323,14 @@ def _envs_of(
             max_episode_steps=rules.max_episode_steps,
             frame_skip=config.frame_skip,
             num_threads=threads,
+            render=render,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
+def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
+    """The trained network, on the CPU. CheckpointError where it is not the one that the config describes."""
     obs_shape = envs.obs_shape if screen is None else (config.frame_stack, *screen.frame_shape)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -14,6 +15,22 @@ import torch
 def cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_device() -> torch.device:
+    """CUDA where this torch has it, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def core_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Cores whose time the control group (version 2 or 1) allows in all; None: no limit, or none to be seen."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((root / file).read_text() for file in files).split()
+        except (OSError, ValueError):
+            continue
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    return None
 
 
 def cpu_name() -> str:
@@ -48,6 +65,16 @@ def nvidia_without_cuda() -> str | None:
         return None
     build = "is a CPU build" if torch.version.cuda is None else f"is built for CUDA {torch.version.cuda}"
     return f"this machine has an NVIDIA device, but torch {torch.__version__} {build}; training on the CPU"
+
+
+def driver() -> str | None:
+    """Version of the NVIDIA driver; None where none is loaded."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
+    return found and found[0]
 
 
 def environment() -> dict[str, Any]:

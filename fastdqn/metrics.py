@@ -48,16 +48,16 @@ class EpisodeTracker:
     Both restart at a reset row, so a score never leaks across a truncation.
     """
 
-    def __init__(self, num_envs: int, path: Path | None = None) -> None:
+    def __init__(self, num_envs: int, path: Path | None = None, *, seconds_before: float = 0.0) -> None:
         self.score_N = np.zeros(num_envs)
         self.length_N = np.zeros(num_envs, np.int64)
         self.episodes = 0
         self.last_100: deque[float] = deque(maxlen=100)
         self._file = None if path is None else path.open("a", newline="")
         self._csv = None if self._file is None else csv.writer(self._file)
-        if self._csv is not None:
+        if self._csv is not None and self._file is not None and self._file.tell() == 0:
             self._csv.writerow(["r", "l", "t", "env_steps", "env_id", "truncated"])
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - seconds_before
 
     def add(self, env_id: np.ndarray, score: np.ndarray, first: np.ndarray, terminated: np.ndarray,
             truncated: np.ndarray, env_steps: int) -> None:  # fmt: skip

@@ -1,14 +1,19 @@
-"""From a Config to the parts that training and evaluation share: screen, network, optimiser, learner, device, threads."""
+"""From a Config to the parts of a run: device, threads, screen, games, ring, network, optimiser, learner."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from fastdqn import hardware
 from fastdqn.config import Config, UsageError
+from fastdqn.envs import VectorEnv
 from fastdqn.learner import Learner
+from fastdqn.memory import check_fits, keep_freed_memory
 from fastdqn.networks import QNetwork
+from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen, screen_of
+from fastdqn.staging import Staging
 
 
 def resolve_device(name: str) -> torch.device:
@@ -18,6 +23,104 @@ def resolve_device(name: str) -> torch.device:
             "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training run is made of, before its pipeline is compiled."""
+
+    device: torch.device
+    threads: "Threads"
+    screen: Screen | None
+    envs: VectorEnv
+    obs_shape: tuple[int, ...]  # of one observation, stacked
+    fire_action: int | None  # pressed after a lost life
+    ring: ReplayRing
+    learner: Learner
+    staging: Staging
+
+
+def build(config: Config, notes: list[str]) -> Parts:
+    """Builds the parts of a resolved config, and sets torch's global switches; appends to `notes` what was derived.
+
+    Raises:
+        ValueError: a value that cannot work on this machine, before anything large has been allocated.
+    """
+    device = resolve_device(config.device)
+    dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
+    threads = resolve_threads(config, device)
+    torch.set_num_threads(threads.learn)
+    keep_freed_memory()
+    tf32 = config.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # on by default, for convolutions
+    torch.use_deterministic_algorithms(config.deterministic)
+    # a debugging aid that costs a kernel per new tensor
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
+    screen = make_screen(config, device)
+    if screen is not None:  # refused before the games are built; other tasks' rows are a few bytes
+        _check_memory(config, device, screen.frame_shape, torch.uint8)
+    envs = make_envs(config, screen, threads.env, epoch=0)
+    frame_shape = envs.obs_shape if screen is None else screen.frame_shape
+    frame_dtype = torch.float32 if screen is None else torch.uint8
+    _check_memory(config, device, frame_shape, frame_dtype)
+    obs_shape = frame_shape if screen is None else (config.frame_stack, *frame_shape)
+    ring = ReplayRing(
+        capacity=config.replay_capacity,
+        num_envs=config.num_envs,
+        obs_shape=frame_shape,
+        obs_dtype=frame_dtype,
+        stack=config.frame_stack,
+        n_step=config.n_step,
+        gamma=config.gamma,
+        reward_clip=config.reward_clip,
+        life_loss_terminal=config.life_loss_terminal,
+        priority_exponent=config.priority_exponent if config.prioritized else None,
+        seed=config.seed,
+        device=device,
+    )
+    torch.manual_seed(config.seed)
+    network = make_network(config, obs_shape, envs.num_actions, dtype).to(device)
+    learner = make_learner(config, network, device, compile=compile)
+    staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
+    fire_action = _resolve_fire(config, envs)
+    return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging)
+
+
+def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: int) -> VectorEnv:
+    """The games of an epoch: their seeds are hashed from the run's seed and the epoch."""
+    return VectorEnv(
+        config.env,
+        **({} if screen is None else screen.asked()),
+        num_envs=config.num_envs,
+        seed=config.seed,
+        epoch=epoch,
+        synchronous=config.deterministic,
+        num_threads=num_threads,
+        sticky_actions=config.sticky_actions or 0.0,
+        full_action_set=config.full_action_set,
+        noop_max=config.noop_max,
+        max_episode_steps=config.max_episode_steps,
+        frame_skip=config.frame_skip,
+    )
+
+
+def _check_memory(config: Config, device: torch.device, frame_shape: tuple[int, ...], frame_dtype: torch.dtype) -> None:
+    check_fits(
+        capacity=config.replay_capacity,
+        num_envs=config.num_envs,
+        obs_shape=frame_shape,
+        obs_dtype=frame_dtype,
+        device=device,
+        prioritized=config.prioritized,
+        reserve_bytes=1_000_000_000,  # networks, activations, the emulators
+    )
+
+
+def _resolve_fire(config: Config, envs: VectorEnv) -> int | None:
+    if config.fire_after_life_loss == "on" and envs.fire_action is None:
+        raise UsageError(f"fire_after_life_loss=on: {envs.env} has no FIRE action; use auto or off")
+    return None if config.fire_after_life_loss == "off" else envs.fire_action
 
 
 class Threads(NamedTuple):

@@ -167,6 +167,22 @@ class ReplayRing:
         own = [self.count, self.draw_counter, self.failed_slots]
         return own if self.priorities is None else [*own, self.priorities.weight, self.priorities.draw_counter]
 
+    def stored(self) -> dict[str, Tensor]:
+        """All that a ring is, by name, for a checkpoint: the rows, what is counted, and the priorities."""
+        counters = ("count", "draw_counter", "failed_slots", "priority", "priority_draw_counter")
+        kept = zip(counters, self.bookkeeping(), strict=False)  # the last two only with priorities
+        rows = {str(name): self.storage[name] for name in self.storage.keys()}  # noqa: SIM118
+        return rows | {name: value.view(-1) for name, value in kept}
+
+    def seam(self) -> None:
+        """The games begin anew here: in every lane a reset frame will follow a row in mid-game whose action never ran.
+
+        That row becomes `done`, not terminated: no start, stacks stop at it, and returns bootstrap from it.
+        """
+        lane = torch.arange(self.num_envs, device=self.count.device)
+        newest = flat_row(lane, self.count - 1, self.lane_length)
+        self._done.index_copy_(0, newest, self._done[newest] | (self.count > 0))
+
     def append(
         self, env_id: Tensor, obs: Tensor, reward: Tensor, terminated: Tensor, done: Tensor, life_lost: Tensor
     ) -> None:

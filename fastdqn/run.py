@@ -1,5 +1,6 @@
 """The parts of one training run, built in order, and what surrounds its loop: plan, log, checkpoints, ending."""
 
+import json
 import math
 import sys
 import time
@@ -10,28 +11,18 @@ from typing import Any
 
 import torch
 
-from fastdqn import __version__, checkpoint, hardware
+from fastdqn import __version__, checkpoint, hardware, large_tensors
+from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config, UsageError
 from fastdqn.dashboard import Dashboard, count
-from fastdqn.envs import VectorEnv
 from fastdqn.exploration import linear_epsilon
-from fastdqn.memory import check_fits, free_bytes, keep_freed_memory
+from fastdqn.memory import free_bytes
 from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
-from fastdqn.parts import (
-    make_learner,
-    make_network,
-    make_screen,
-    resolve_compile,
-    resolve_device,
-    resolve_precision,
-    resolve_threads,
-)
+from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
-from fastdqn.replay import ReplayRing
-from fastdqn.run_folder import RunFolder
+from fastdqn.run_folder import RunFolder, trim
 from fastdqn.schedules import LearningSchedule
-from fastdqn.staging import Staging
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
@@ -58,16 +49,31 @@ class Run:
         UsageError: a value that cannot work, alone, together with others, or on this machine.
     """
 
-    def __init__(self, config: Config, command: Sequence[str]) -> None:
+    def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
         self.config, self.notes = config.resolved()
         self.clock = Clock()
+        self.schedule = LearningSchedule(
+            learning_starts=self.config.learning_starts,
+            batch_size=self.config.batch_size,
+            replay_ratio=self.config.replay_ratio,
+            target_update_period=self.config.target_update_period,
+        )
+        self.epoch, self.learn_from, self._seconds_before = 0, 0, 0.0
         self.phase = PhaseTimer("env", "act", "append", "learn", "log")
         try:
-            self._build()
+            parts = build(self.config, self.notes)
+            self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
+            self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
+            self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
+            self.envs.on_stall = self.save
             config = self.config
             if config.track != "off":
                 check_installed(config.track)  # before the folder is made
-            self.folder = RunFolder(config.run_dir, game=self.envs.game, preset=config.preset, seed=config.seed)
+            self.folder = RunFolder(
+                config.run_dir, game=self.envs.game, preset=config.preset, seed=config.seed, resumed=saved is not None
+            )
+            if saved is not None:
+                self._restore(saved)
         except UsageError:
             raise
         except ValueError as error:
@@ -88,94 +94,57 @@ class Run:
             act_threads=self.threads.act,
             learn_threads=self.threads.learn,
         )
-        self.episodes = EpisodeTracker(config.num_envs, self.folder.path / "episodes.csv")
+        self.episodes = EpisodeTracker(
+            config.num_envs, self.folder.path / "episodes.csv", seconds_before=self._seconds_before
+        )
+        if saved is not None:
+            self.episodes.episodes = saved.state["episodes"]
+            self.episodes.last_100.extend(saved.state["last_100"])
         self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
         self._losses: dict[str, float] = {}
         self._windows = RateWindow(10), RateWindow(60)
         self._started = self._logged = time.perf_counter()
-        self._saved_period = self._evaluated_period = 0
-        self._ended: str | None = None
+        self._saved_period = self.frames // config.checkpoint_period_frames
+        self._evaluated_period = self.frames // max(config.eval_period_frames, 1)
 
-    def _build(self) -> None:
-        config = self.config
-        self.device = resolve_device(config.device)
-        dtype = resolve_precision(config, self.device, self.notes)
-        compile = resolve_compile(config, self.device, self.notes)
-        self.threads = resolve_threads(config, self.device)
-        torch.set_num_threads(self.threads.learn)
-        keep_freed_memory()
-        tf32 = config.precision == "tf32"
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32  # on by default, for convolutions
-        torch.use_deterministic_algorithms(config.deterministic)
-        # a debugging aid that costs a kernel per new tensor
-        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
-        self.screen = make_screen(config, self.device)
-        if self.screen is not None:  # refused before the games are built; other tasks' rows are a few bytes
-            self._check_memory(self.screen.frame_shape, torch.uint8)
-        self.envs = VectorEnv(
-            config.env,
-            **({} if self.screen is None else self.screen.asked()),
-            num_envs=config.num_envs,
-            seed=config.seed,
-            synchronous=config.deterministic,
-            num_threads=self.threads.env,
-            sticky_actions=config.sticky_actions or 0.0,
-            full_action_set=config.full_action_set,
-            noop_max=config.noop_max,
-            max_episode_steps=config.max_episode_steps,
-            frame_skip=config.frame_skip,
-            on_stall=self.save,
-        )
-        frame_shape = self.envs.obs_shape if self.screen is None else self.screen.frame_shape
-        frame_dtype = torch.float32 if self.screen is None else torch.uint8
-        self._check_memory(frame_shape, frame_dtype)
-        self.obs_shape = frame_shape if self.screen is None else (config.frame_stack, *frame_shape)
-        self.fire_action = self._resolve_fire()
-        self.ring = ReplayRing(
-            capacity=config.replay_capacity,
-            num_envs=config.num_envs,
-            obs_shape=frame_shape,
-            obs_dtype=frame_dtype,
-            stack=config.frame_stack,
-            n_step=config.n_step,
-            gamma=config.gamma,
-            reward_clip=config.reward_clip,
-            life_loss_terminal=config.life_loss_terminal,
-            priority_exponent=config.priority_exponent if config.prioritized else None,
-            seed=config.seed,
-            device=self.device,
-        )
-        torch.manual_seed(config.seed)
-        network = make_network(config, self.obs_shape, self.envs.num_actions, dtype).to(self.device)
-        self.learner = make_learner(config, network, self.device, compile=compile)
-        self.staging = Staging(
-            group_size=self.envs.group_size, obs_shape=self.envs.obs_shape, obs_dtype=frame_dtype, device=self.device
-        )
-        self.schedule = LearningSchedule(
-            learning_starts=config.learning_starts,
-            batch_size=config.batch_size,
-            replay_ratio=config.replay_ratio,
-            target_update_period=config.target_update_period,
+    def _restore(self, saved: Checkpoint) -> None:
+        """Goes on where `saved` was written, with new games; rows of the logs from beyond it are dropped."""
+        state = saved.state
+        self.clock = Clock(**{field: state[field] for field in asdict(self.clock)})
+        self._seconds_before = state["wall_seconds"]
+        self.learner.load_state(saved.tensors)
+        if self.config.checkpoint_replay == "full" and saved.large is not None:
+            large_tensors.read_into(saved.large, self.ring.stored())
+            self.ring.seam()
+        else:
+            self.learn_from = self.clock.env_steps + self.config.learning_starts
+            self.notes.append(
+                f"the replay was not saved: learning goes on at env step {self.learn_from:,}, when the ring has "
+                f"{self.config.learning_starts:,} new rows"
+            )
+        self.epoch = state["epoch"]
+        self._new_games()
+        trim(self.folder.path / "metrics.jsonl", lambda row: json.loads(row)["global_step"] <= self.clock.env_steps)
+        trim(
+            self.folder.path / "episodes.csv",
+            lambda row: row.startswith("r,") or int(row.split(",")[3]) <= self.clock.env_steps,
         )
 
-    def _check_memory(self, frame_shape: tuple[int, ...], frame_dtype: torch.dtype) -> None:
-        check_fits(
-            capacity=self.config.replay_capacity,
-            num_envs=self.config.num_envs,
-            obs_shape=frame_shape,
-            obs_dtype=frame_dtype,
-            device=self.device,
-            prioritized=self.config.prioritized,
-            reserve_bytes=1_000_000_000,  # networks, activations, the emulators
-        )
+    def new_epoch(self) -> None:
+        """Begins new games, as a run that is resumed here has to: EnvPool cannot save a game.
 
-    def _resolve_fire(self) -> int | None:
-        wanted = self.config.fire_after_life_loss
-        if wanted == "on" and self.envs.fire_action is None:
-            raise UsageError(f"fire_after_life_loss=on: {self.envs.env} has no FIRE action; use auto or off")
-        return None if wanted == "off" else self.envs.fire_action
+        Deterministic runs do so at every checkpoint, so that one that was interrupted ends bit for bit as one that was not.
+        """
+        self._new_games()
+        self.ring.seam()
+        self.envs.start()
+
+    def _new_games(self) -> None:
+        self.epoch += 1
+        self.envs.close()
+        self.envs = make_envs(self.config, self.screen, self.threads.env, self.epoch)
+        self.envs.on_stall = self.save
 
     def _algorithm(self) -> str:
         """Head, encoder and everything that is switched on, in words."""
@@ -313,11 +282,20 @@ class Run:
             "obs_shape": list(self.obs_shape),
             "num_actions": self.envs.num_actions,
             "score_mean_100": self.episodes.score_mean_100,
+            "epoch": self.epoch,
+            "episodes": self.episodes.episodes,
+            "last_100": list(self.episodes.last_100),
+            "wall_seconds": time.perf_counter() - self._started,
         }
+        large = self.ring.stored() if self.config.checkpoint_replay == "full" else None
+        started = time.perf_counter()
         try:
-            checkpoint.save(self.folder.checkpoints, self.clock.env_steps, self.learner.state(), state)
+            checkpoint.save(self.folder.checkpoints, self.clock.env_steps, self.learner.state(), state, large)
         except checkpoint.CheckpointError as error:
             print(f"warning: {error}; training goes on", file=sys.stderr)
+        if large is not None:
+            self.dashboard.say(f"checkpoint with {self.ring.nbytes / 1e9:.2f} GB of replay: "
+                               f"{time.perf_counter() - started:.1f} s")  # fmt: skip
 
     def eval_due(self) -> bool:
         period = self.config.eval_period_frames
@@ -352,14 +330,19 @@ class Run:
         }
 
     def __enter__(self) -> "Run":
-        self._started = self._logged = time.perf_counter()
+        self._logged = time.perf_counter()
+        self._started = self._logged - self._seconds_before
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
-        self.save()
+        if finished or not self.config.deterministic:
+            self.save()
+        else:  # only a checkpoint at which new games began can be resumed bit for bit
+            again = self.frames % self.config.checkpoint_period_frames
+            self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
         if self.config.eval_period_frames > 0 and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
             self.periodic_eval.wait()
@@ -378,3 +361,4 @@ class Run:
         if self._tracker is not None:
             self._tracker.close()
         self.envs.close()
+        self.folder.release()

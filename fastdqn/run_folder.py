@@ -1,13 +1,14 @@
 """The folder a run leaves behind: config, command, environment, status. DESIGN of its names: see the README."""
 
+import fcntl
 import json
 import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class RunFolder:
@@ -17,25 +18,31 @@ class RunFolder:
         ValueError: the folder already holds a run.
     """
 
-    def __init__(self, run_dir: str, *, game: str, preset: str, seed: int) -> None:
+    def __init__(self, run_dir: str, *, game: str, preset: str, seed: int, resumed: bool = False) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         safe = re.sub(r"[^A-Za-z0-9._-]", "-", f"{game}__{preset}__s{seed}__{stamp}")
         self.path = Path(run_dir) if run_dir else _unused(Path("runs") / safe)
-        if (self.path / "config.toml").exists():
+        if (self.path / "config.toml").exists() and not resumed:
             raise ValueError(f"run_dir={run_dir}: already holds a run; name a new folder or leave run_dir out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run_dir={run_dir}: {error.strerror}; name a folder that can be written") from error
+        self._lock = _locked(self.path)
         self.checkpoints = self.path / "checkpoints"
         for folder in (self.checkpoints, self.path / "eval", self.path / "videos"):
             folder.mkdir(exist_ok=True)
 
     def describe(self, config_toml: str, command: Sequence[str], environment: dict[str, Any]) -> None:
         """Writes what was asked for, with which words, and on what."""
-        (self.path / "command.txt").write_text(shlex.join(command) + "\n")
+        with (self.path / "command.txt").open("a") as file:  # one line for each time that the run was begun or resumed
+            file.write(shlex.join(command) + "\n")
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
         (self.path / "config.toml").write_text(config_toml)
+
+    def release(self) -> None:
+        """Lets another process have the folder."""
+        self._lock.close()
 
     def status(self, state: str, **figures: Any) -> None:
         """Replaces status.json in one step, so that a reader never sees half of it."""
@@ -43,6 +50,31 @@ class RunFolder:
         temporary = self.path / ".status.json"
         temporary.write_text(json.dumps(row) + "\n")
         temporary.replace(self.path / "status.json")
+
+
+def _locked(path: Path) -> IO[str]:
+    """Holds the folder for this process until it ends, however it ends: a lock of the kernel, not a file left behind."""
+    lock = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise ValueError(f"run_dir={path}: in use by process {lock.read().strip() or '?'}; end it first") from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def trim(path: Path, keep: Callable[[str], bool]) -> int:
+    """Removes the lines of a log that `keep` refuses, in one step. Returns how many; 0 where there is no file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and keep(line)]
+    if len(kept) < len(lines):
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+    return len(lines) - len(kept)
 
 
 def _unused(path: Path) -> Path:

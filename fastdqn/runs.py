@@ -43,7 +43,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
     """The results under eval/, oldest first by checkpoint step."""
-    results = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
+    # a name that begins with a dot is a result that is still being written
+    files = [path for path in sorted((run / "eval").glob("*.json")) if not path.name.startswith(".")]
+    results = [json.loads(path.read_text()) for path in files]
     return sorted(results, key=lambda result: result.get("checkpoint_step", 0))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
 from fastdqn.envs import EnvStep
 from fastdqn.run import Run
@@ -22,13 +23,15 @@ class TrainResult:
     exit_code: int
 
 
-def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> TrainResult:
-    """Trains one agent and leaves a run folder behind.
+def train(
+    config: Config, command: Sequence[str] = ("fastdqn", "train"), saved: Checkpoint | None = None
+) -> TrainResult:
+    """Trains one agent and leaves a run folder behind; with `saved`, goes on from there in the same folder.
 
     Raises:
         UsageError: a value that cannot work on this machine, before anything has started.
     """
-    run = Run(config, command)
+    run = Run(config, command, saved)
     run.envs.start()
     never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
     with StopRequest() as stop, no_garbage_collection(), never_again, run:
@@ -40,6 +43,8 @@ def train(config: Config, command: Sequence[str] = ("fastdqn", "train")) -> Trai
                     run.check_finite()
                 if run.checkpoint_due():
                     run.save()
+                    if run.config.deterministic:
+                        run.new_epoch()
                 if run.eval_due():
                     run.evaluate()
     return TrainResult(run.summary(), stop.exit_code)
@@ -83,7 +88,7 @@ def send(run: Run, step: EnvStep) -> None:
 def learn(run: Run, before: int) -> None:
     """Everything that fell due since env step `before`, in its order."""
     with run.phase("learn"):
-        for event in run.schedule.events(before, run.clock.env_steps):
+        for event in run.schedule.events(max(before, run.learn_from), run.clock.env_steps):
             if event == "update":
                 run.clock.updates += 1
                 run.pipeline.update()

@@ -1,0 +1,98 @@
+"""`fastdqn compare`: final scores of groups of runs, with intervals over seeds, and whether they tell anything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastdqn.commands import emit
+
+DEFINITIONS = (
+    "IQM: mean of the scores of a group's seeds without the lowest and the highest quarter, each rounded down (of fewer "
+    "than 4 seeds: the mean). Interval: 95 %, percentile bootstrap that resamples seeds within each game. "
+    "Both as in Agarwal et al. 2021."
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Compares groups of runs: interquartile mean over seeds with its interval, speed, time to reach a score."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, or names under runs/."""
+    group_by: str = "preset"
+    """Field of the config by which runs form a group; the runs of a group differ in their seeds."""
+    score: Literal["auto", "training", "eval"] = "auto"
+    """training: mean of the last 100 games; eval: the newest evaluation; auto: eval where there is one."""
+    reach: float | None = None
+    """Also when the mean of the last 100 games of training first got to this score."""
+    format: Literal["text", "markdown"] = "text"
+    """How the table is written."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(flags: Flags) -> int:
+    from fastdqn.comparison import compare
+    from fastdqn.history import load
+
+    figures = compare(load(flags.runs), group=flags.group_by, source=flags.score, reach=flags.reach)
+    emit(text(figures, markdown=flags.format == "markdown"), figures, as_json=flags.json)
+    return 0
+
+
+def text(figures: dict[str, Any], *, markdown: bool) -> str:
+    """The figures for people: tables, then the notes."""
+    from fastdqn.dashboard import count, duration
+
+    head = ["group", "game", "seeds", "IQM", "95 % interval", "human-norm.", "frames", "frames/s", "score of"]
+    reach = figures["reach"]
+    head += [] if reach is None else [f"frames to {reach:g}", f"time to {reach:g}", "reached"]
+    body = []
+    for row in figures["groups"]:
+        cells = [row["group"], row["game"], str(row["seeds"]), _number(row["iqm"]), _interval(row["ci95"], "{:.4g}")]
+        cells += [_percent(row["human_normalized"]), count(row["frames"])]
+        cells += ["-" if row["frames_per_second"] is None else count(row["frames_per_second"])]
+        cells += [", ".join(row["score_of"]) or "-"]
+        if reach is not None:
+            cells += ["-" if row["reach_frames"] is None else count(row["reach_frames"])]
+            cells += ["-" if row["reach_seconds"] is None else duration(row["reach_seconds"]), row["reached"]]
+        body.append(cells)
+    parts = [table(head, body, markdown=markdown)]
+    if figures["overall"]:
+        games = figures["overall"][0]["games"]
+        parts.append(f"Human-normalised over {len(games)} games ({', '.join(games)}):")
+        cells = [
+            [row["group"], str(row["seeds"]), _percent(row["iqm"]), _interval(row["ci95"], "{:.1%}")]
+            for row in figures["overall"]
+        ]
+        parts.append(table(["group", "seeds a game", "IQM", "95 % interval"], cells, markdown=markdown))
+    bullet = "* " if markdown else "note: "
+    parts.append("\n".join(bullet + note for note in figures["notes"]))
+    parts.append(DEFINITIONS)
+    parts.append("; ".join(figures["hardware"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]], *, markdown: bool) -> str:
+    """Columns of equal width, with pipes between them in Markdown."""
+    rows = [[cell.replace("|", "\\|") if markdown else cell for cell in row] for row in (head, *body)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
+    if markdown:
+        lines.insert(1, ["-" * width for width in widths])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _interval(ends: Sequence[float] | None, form: str) -> str:
+    return "-" if ends is None else f"{form.format(ends[0])} to {form.format(ends[1])}"

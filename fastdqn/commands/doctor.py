@@ -1,0 +1,247 @@
+"""`fastdqn doctor`: can this machine train? Every check does the thing itself where that takes seconds.
+
+A check that raises has failed: its exception is the finding. So nothing that may be broken is imported up here.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fastdqn.atari import GAMES
+from fastdqn.commands import emit
+from fastdqn.config import Config
+
+FRAME = (84, 84)
+RESERVE_BYTES = 1_000_000_000  # beside the ring, as training keeps it: networks, activations, the emulators
+DISK_BYTES = 1_000_000_000  # two checkpoints of the largest preset, logs and videos, with room
+EXTRAS = {
+    "tensorboard": ("tensorboard", "--track tensorboard"),
+    "wandb": ("wandb", "--track wandb"),
+    "video": ("imageio-ffmpeg", "fastdqn record"),
+    "scale": ("ray", "fastdqn sweep over several machines"),
+}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Checks what training needs on this machine, and says how to get what is missing. Exit code 1: training would fail."""
+
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+class Finding(NamedTuple):
+    """What a check found: warning is slower or less, failed is no training."""
+
+    state: Literal["ok", "warning", "failed"]
+    says: str
+    remedy: str = ""
+
+
+def main(flags: Flags) -> int:
+    found = {}
+    for name, (check, remedy) in CHECKS.items():
+        found[name] = examine(check, remedy)
+        # one by one, so that a crash below Python shows where
+        print(line(name, found[name]), file=sys.stderr if flags.json else sys.stdout, flush=True)
+    failed = [name for name, finding in found.items() if finding.state == "failed"]
+    text = f"\nnot ready to train: {', '.join(failed)}" if failed else "\nready to train"
+    checks = [{"check": name, **finding._asdict()} for name, finding in found.items()]
+    emit(text, {"ready": not failed, "failed": failed, "checks": checks}, as_json=flags.json)
+    return 1 if failed else 0
+
+
+def examine(check: Callable[[], Finding], remedy: str) -> Finding:
+    """The check's finding; a failure with `remedy` where it raises."""
+    try:
+        return check()
+    except Exception as error:  # whatever is broken here is what one wants to know
+        reason = str(error).strip().splitlines() or [""]
+        return Finding("failed", f"{type(error).__name__}: {reason[0]}", remedy)
+
+
+def line(name: str, finding: Finding) -> str:
+    """The finding for people; the remedy on a line of its own, to copy."""
+    text = f"{finding.state:9}{name:13}{finding.says}"
+    return f"{text}\n{'':22}-> {finding.remedy}" if finding.remedy else text
+
+
+def check_python() -> Finding:
+    enough = sys.version_info >= (3, 11)
+    return Finding(
+        "ok" if enough else "failed",
+        f"{platform.python_version()}, {sys.executable}",
+        "" if enough else "install Python 3.11 or newer: an older one gets an EnvPool that behaves differently",
+    )
+
+
+def check_torch() -> Finding:
+    import torch
+
+    enough = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+    return Finding("ok" if enough else "failed", torch.__version__, "" if enough else "pip install 'torch>=2.10'")
+
+
+def check_cuda() -> Finding:
+    import torch
+
+    from fastdqn import hardware
+
+    unusable = hardware.nvidia_without_cuda()
+    if unusable is not None and torch.version.cuda is None:
+        return Finding("warning", unusable, "pip install --force-reinstall torch, without a CPU index")
+    if unusable is not None:
+        seen = f"{unusable} (driver {hardware.driver() or 'unknown'})"
+        return Finding("warning", seen, "update the NVIDIA driver, or install a torch for an older CUDA: pytorch.org")
+    if not torch.cuda.is_available():
+        return Finding("ok", "no NVIDIA device: training runs on the CPU")
+    ones = torch.ones(256, 256, device="cuda")
+    if (ones @ ones).sum().item() != 256**3:
+        return Finding("failed", "a matrix product on the device came out wrong", "fastdqn train --device cpu")
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    says = f"{torch.cuda.get_device_name()}, {memory:.0f} GB, CUDA {torch.version.cuda}, driver {hardware.driver()}"
+    return Finding("ok", says)
+
+
+def check_envpool() -> Finding:
+    """Steps a real game."""
+    import numpy as np
+
+    from fastdqn.envs import VectorEnv
+
+    envs = VectorEnv("Breakout", num_envs=2, seed=1, synchronous=True, num_threads=1)
+    try:
+        envs.start()
+        for _ in range(4):
+            step = envs.recv()
+            envs.send(np.ones(2, np.int32), step.env_id)
+        frame = envs.recv().obs[0]
+    finally:
+        envs.close()
+    if frame.shape != FRAME or frame.min() == frame.max():
+        return Finding("failed", "Breakout came back without a picture", "pip install --force-reinstall envpool")
+    missing = sorted(set(GAMES) - {"".join(map(str.capitalize, rom.split("_"))) for rom in roms()})
+    says = f"envpool {metadata.version('envpool')}: Breakout stepped, {len(GAMES) - len(missing)} ROMs of {len(GAMES)}"
+    if missing:
+        return Finding("warning", f"{says}, no {missing[0]}", "pip install --force-reinstall envpool envpool-assets")
+    return Finding("ok", says)
+
+
+def roms() -> set[str]:
+    """The ROMs that EnvPool finds, in its own spelling ("space_invaders")."""
+    packages = (importlib.util.find_spec(name) for name in ("envpool", "envpool_assets"))
+    roots = [folder for package in packages if package for folder in package.submodule_search_locations or ()]
+    if override := os.environ.get("ENVPOOL_ASSETS_PATH"):
+        roots = [override]
+    return {path.stem for root in roots for path in Path(root, "atari", "roms").glob("*.bin")}
+
+
+def check_compiler() -> Finding:
+    """Compiles and runs a new kernel."""
+    import torch
+
+    from fastdqn import hardware
+
+    device = hardware.default_device()
+    if not hardware.has_compiler(device):
+        return Finding("warning", "no C++ compiler: not compiled, up to half the learning speed", "apt install g++")
+    factor = time.time_ns() % 1_000_003 + 2.0  # part of the kernel's source, so that no cached one answers
+    started = time.perf_counter()
+    result = torch.compile(lambda x: x * factor + 1, dynamic=False)(torch.ones(64, device=device))
+    seconds = time.perf_counter() - started
+    if not torch.equal(result.cpu(), torch.ones(64) * factor + 1):
+        return Finding("failed", "a compiled kernel computes something else", "fastdqn train --no-compile")
+    return Finding("ok", f"torch.compile built a kernel for {device} in {seconds:.1f} s")
+
+
+def check_bf16() -> Finding:
+    from fastdqn import hardware
+
+    device = hardware.default_device()
+    name = hardware.cpu_name() if device.type == "cpu" else str(device)
+    if hardware.has_bf16(device):
+        return Finding("ok", f"native on {name}")
+    remedy = "nothing to install: a CPU with AVX512-BF16 or AMX has it, and NVIDIA since Ampere"
+    return Finding("warning", f"not native on {name}: networks compute in float32, more slowly", remedy)
+
+
+def check_memory() -> Finding:
+    """The largest ring of standard frames, with room for the rest of training."""
+    from fastdqn import hardware
+    from fastdqn.memory import free_bytes
+
+    device, wanted = hardware.default_device(), Config.replay_capacity
+    free = free_bytes(device)
+    fits = largest_ring(free)
+    says = f"{free / 1e9:.1f} GB free on {device}, a ring of {fits:,} frames fits (default {wanted:,})"
+    if fits >= wanted:
+        return Finding("ok", says)
+    if fits == 0:
+        return Finding("failed", says, "end other programs: training needs 1 GB beside the ring")
+    return Finding("warning", says, f"fastdqn train --replay-capacity {fits}, or end other programs")
+
+
+def largest_ring(free: int) -> int:
+    """Frames of the largest standard ring with the default number of lanes in `free` bytes, the reserve kept."""
+    import torch
+
+    from fastdqn.memory import required_bytes
+
+    lanes = Config.num_envs
+    empty = required_bytes(0, lanes, FRAME, torch.uint8)
+    row = required_bytes(lanes, lanes, FRAME, torch.uint8) - empty  # one in each lane
+    return max(free - RESERVE_BYTES - empty, 0) // row * lanes
+
+
+def check_cores() -> Finding:
+    from fastdqn import hardware
+
+    here, machine, limit = hardware.cores(), os.cpu_count() or 1, hardware.core_limit()
+    says = f"{here} of the machine's {machine}"
+    if limit is not None and limit < here:
+        says += f", but the control group allows the time of {limit:g}: more threads than that are held up"
+        threads = max(int(limit) // 2, 1)
+        remedy = f"raise the limit (docker --cpus), or --env-threads {threads} --torch-threads {threads}"
+        return Finding("warning", says, remedy)
+    return Finding("ok", says + (", no limit by a control group" if limit is None else f", {limit:g} allowed"))
+
+
+def check_disk() -> Finding:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    says, remedy = f"{free / 1e9:.1f} GB free in {here}", "change the folder, or fastdqn train --run-dir ELSEWHERE"
+    if not os.access(here, os.W_OK):
+        return Finding("failed", f"{here} cannot be written", remedy)
+    return Finding("ok", says) if free >= DISK_BYTES else Finding("warning", says, remedy)
+
+
+def check_extra(name: str) -> Finding:
+    package, purpose = EXTRAS[name]
+    try:  # not find_spec, which takes the folder wandb/ that a run leaves for the package
+        return Finding("ok", f"{package} {metadata.version(package)}")
+    except metadata.PackageNotFoundError:
+        return Finding("warning", f"not installed; {purpose} needs it", f"pip install 'fastdqn[{name}]'")
+
+
+# what to check, and the remedy where the check itself breaks
+CHECKS: dict[str, tuple[Callable[[], Finding], str]] = {
+    "python": (check_python, "reinstall Python"),
+    "torch": (check_torch, "pip install --force-reinstall torch"),
+    "cuda": (check_cuda, "fastdqn train --device cpu, or update the NVIDIA driver"),
+    "envpool": (check_envpool, "pip install --force-reinstall envpool"),
+    "compiler": (check_compiler, "apt install g++ python3-dev, or fastdqn train --no-compile"),
+    "bf16": (check_bf16, "pip install --force-reinstall torch"),
+    "memory": (check_memory, "pip install --force-reinstall torch"),
+    "cores": (check_cores, "pip install --force-reinstall torch"),
+    "disk": (check_disk, "change to a folder that exists"),
+    **{name: (partial(check_extra, name), f"pip install 'fastdqn[{name}]'") for name in EXTRAS},
+}

@@ -1,0 +1,242 @@
+"""`fastdqn export`: an agent as one file for other programs, compared with the agent on real observations, and its card.
+
+pt2 is the program and the weights: torch alone runs it. safetensors is the weights and what is needed to rebuild the
+network: data, nothing that can run. Both are of the network without chance (no noise, quantile fractions spread
+evenly) in float32, whatever it trained in. A file takes its place only after it was read back and gave the agent's
+Q-values. O observations, A actions.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from fastdqn.commands import emit
+from fastdqn.config import Config, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastdqn.envs import VectorEnv
+    from fastdqn.networks import QNetwork
+    from fastdqn.screens import Screen
+
+OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25
+BATCH = 64
+TOLERANCE = 1e-5  # of the largest |Q|, at least of 1: float32 rounds at 6e-8, and a sum may be taken in another order
+
+# what `make_network` reads of a config
+NETWORK_FIELDS = (
+    "encoder", "impala_width", "layer_norm", "spectral_norm", "hidden_size", "head", "num_atoms", "value_limit",
+    "num_quantiles", "num_acting_quantiles", "dueling", "noisy", "noisy_sigma", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Writes an agent to a file for other programs, checks it on real observations, and describes it in a model card."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder, or its name under runs/; it may still be training."""
+    format: Literal["pt2", "safetensors"] = "pt2"
+    """pt2: program and weights, for torch.export.load; safetensors: weights, and what rebuilds the network."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """The file to write; the card is written beside it, with .md appended. Empty: in the run's export/."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Which agent; best: the one that fastdqn eval --keep-best kept."""
+    seed: int = 1
+    """Seed of the games that the observations are taken from."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+class Comparison(NamedTuple):
+    """The reloaded file beside the agent."""
+
+    observations: int
+    distinct: int  # of them
+    largest_difference: float  # in Q
+    tolerance: float
+    largest_q: float  # absolute
+    same_action: int  # observations for which both choose one action
+
+    @property
+    def passed(self) -> bool:
+        return self.largest_difference <= self.tolerance  # NaN fails this
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference in Q {self.largest_difference:.3g} over {self.observations:,} observations "
+            f"({self.distinct:,} distinct; |Q| up to {self.largest_q:.4g}, tolerance {self.tolerance:.1e}); "
+            f"the same action in {self.same_action:,}"
+        )
+
+
+def main(flags: Flags) -> int:
+    from fastdqn import checkpoint, runs
+    from fastdqn.commands import model_card
+    from fastdqn.evaluation import config_of, envs_of, network_of, protocol_of
+    from fastdqn.parts import make_screen, resolve_device
+
+    try:
+        run = runs.find(flags.run)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    config = config_of(run)
+    try:
+        saved = checkpoint.load(run / ("best" if flags.checkpoint == "best" else "checkpoints"))
+        path = destination(flags, run / "export" / f"{saved.path.name}.{flags.format}")
+        screen = make_screen(config, resolve_device("cpu"))
+        envs = envs_of(config, protocol_of("run", config), NUM_ENVS, flags.seed, screen)
+        network = network_of(saved, config, envs, screen)
+    except checkpoint.CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    obs = observe(network, envs, config, screen, flags.seed)
+    described = {
+        "env": envs.env,
+        "obs_shape": list(obs.shape[1:]),
+        "num_actions": envs.num_actions,
+        "config": {field: getattr(config, field) for field in NETWORK_FIELDS},
+    }
+    write, load = {"pt2": (write_pt2, load_pt2), "safetensors": (write_safetensors, load_safetensors)}[flags.format]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export_") as folder:
+        draft = Path(folder) / path.name
+        write(network, described, draft)
+        comparison = compare(network, load(draft), obs)
+        sha256 = hashlib.sha256(draft.read_bytes()).hexdigest()
+        if comparison.passed:
+            draft.replace(path)
+    figures = {
+        "file": str(path),
+        "card": f"{path}.md",
+        "format": flags.format,
+        "sha256": sha256,
+        "checkpoint_step": saved.step,
+        "obs_dtype": str(obs.dtype).removeprefix("torch."),
+        **described,
+        **comparison._asdict(),
+        "verified": comparison.passed,
+    }
+    if comparison.passed:
+        card = model_card.text(run, config, saved, figures, str(comparison), fire_action=envs.fire_action)
+        Path(figures["card"]).write_text(card)
+        size = f"{path.stat().st_size / 1e6:.2f} MB"
+        text = f"written   {path}, {size}\ncard      {figures['card']}\nverified  {comparison}"
+    else:
+        text = f"refused   {path}: {comparison}; nothing was written, please report it with this line"
+    emit(text, figures, as_json=flags.json)
+    return 0 if comparison.passed else 1
+
+
+def destination(flags: Flags, default: Path) -> Path:
+    """The file to write, its folder made."""
+    path = Path(flags.output) if flags.output else default
+    if path.suffix != f".{flags.format}":
+        raise UsageError(f"output={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UsageError(f"output={path}: {error.strerror}; name a file in a folder that can be written") from None
+    return path
+
+
+def observe(network: "QNetwork", envs: "VectorEnv", config: Config, screen: "Screen | None", seed: int) -> "Tensor":
+    """What the agent sees in the first steps of its games, one action in four random. uint8 [O, S, H, W] or float32 [O, D]
+
+    Closes `envs`.
+    """
+    import torch
+
+    from fastdqn.player import Player
+
+    player = Player(
+        network,
+        envs,
+        frame_stack=config.frame_stack,
+        epsilon=EPSILON,
+        fire_after_life_loss=config.fire_after_life_loss != "off",
+        seed=seed,
+        device=torch.device("cpu"),
+        screen=screen,
+    )
+    seen: list[Tensor] = []
+    watching = network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        envs.start()
+        while len(seen) * NUM_ENVS < OBSERVATIONS:
+            step = envs.recv()
+            action, _ = player.act(step)
+            envs.send(action, step.env_id)
+    finally:
+        watching.remove()
+        envs.close()
+    return torch.cat(seen)
+
+
+def compare(network: "QNetwork", exported: "Callable[[Tensor], Tensor]", obs: "Tensor") -> Comparison:
+    """Q(s, .) of both over all observations."""
+    import torch
+
+    batches = [obs[:1], *obs[1:].split(BATCH)]  # of several sizes, because any size is promised
+    with torch.no_grad():
+        wanted_OA, given_OA = (torch.cat([q(batch) for batch in batches]) for q in (network, exported))
+    largest_q = wanted_OA.abs().max().item()
+    return Comparison(
+        observations=len(obs),
+        distinct=len({one.numpy().tobytes() for one in obs}),
+        largest_difference=(wanted_OA - given_OA).abs().max().item(),
+        tolerance=TOLERANCE * max(1.0, largest_q),
+        largest_q=largest_q,
+        same_action=int((wanted_OA.argmax(dim=1) == given_OA.argmax(dim=1)).sum()),
+    )
+
+
+def write_pt2(network: "QNetwork", described: dict[str, Any], path: Path) -> None:
+    """The traced program with its weights, for any number of observations; `described` in its metadata.json."""
+    import torch
+
+    dtype = torch.float32 if described["config"]["encoder"] == "mlp" else torch.uint8
+    example = torch.zeros(2, *described["obs_shape"], dtype=dtype)  # of 1 it would be traced for 1 only
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(described)})
+
+
+def load_pt2(path: Path) -> "Callable[[Tensor], Tensor]":
+    """Only for the file just written: torch reads it by itself, but parts of it may be pickles, which can run code."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of its own buffer
+        return torch.export.load(path).module()
+
+
+def write_safetensors(network: "QNetwork", described: dict[str, Any], path: Path) -> None:
+    """The weights; `described` as JSON texts in the metadata."""
+    from safetensors.torch import save
+
+    metadata = {name: json.dumps(value) for name, value in described.items()}
+    path.write_bytes(save(network.state_dict(), metadata))
+
+
+def load_safetensors(path: Path) -> "QNetwork":
+    """The network of a file that `fastdqn export --format safetensors` wrote, on the CPU. Nothing in it can run."""
+    from safetensors import safe_open
+
+    from fastdqn.parts import make_network
+
+    with safe_open(path, framework="pt") as file:
+        described = {name: json.loads(text) for name, text in file.metadata().items()}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    config = Config().updated(described["config"], str(path))
+    network = make_network(config, tuple(described["obs_shape"]), described["num_actions"])
+    network.load_state_dict(weights)
+    return network.eval()

@@ -1,0 +1,147 @@
+"""`fastdqn plot`: curves of one or many runs, as a picture or in characters."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from fastdqn.commands import emit
+from fastdqn.config import UsageError
+
+if TYPE_CHECKING:
+    from fastdqn.charts import Line, Panel
+    from fastdqn.history import History
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Draws curves: every seed thin, each group's mean thick with a 95 % band, one panel per game."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, or names under runs/."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """Picture to write, by its ending png, svg, pdf or jpg. Empty: plot.png, or none with --ascii."""
+    x: Literal["frames", "steps", "wall"] = "frames"
+    """Emulator frames, env steps, or minutes of training."""
+    metric: str = "score"
+    """score: unclipped, of the games played in training; or a tag of metrics.jsonl, td_loss or losses/td_loss."""
+    group_by: str = "preset"
+    """Field of the config by which runs form a group, which has one colour and one mean."""
+    window: int = 0
+    """Games, or log rows of 2 s, in the running mean. 0: 100 games, 10 rows."""
+    ascii: bool = False
+    """Draw in the terminal, with characters."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(flags: Flags) -> int:
+    from fastdqn.charts import ascii_chart
+    from fastdqn.history import load
+
+    if flags.window < 0:
+        raise UsageError(f"window={flags.window}: give a number from 1, or 0 for 100 games or 10 log rows")
+    histories = load(flags.runs)
+    panels = [
+        panel_of([one for one in histories if one.game == game], flags)
+        for game in dict.fromkeys(history.game for history in histories)
+    ]
+    lines = []
+    if flags.ascii:
+        width = min(shutil.get_terminal_size().columns, 120)
+        lines += ["\n\n".join(ascii_chart(panel, width=width) for panel in panels)]
+    out = Path(flags.out or "plot.png") if flags.out or not flags.ascii else None
+    if out is not None:
+        write(panels, out, footnote(histories, flags))
+        lines.append(f"plot: {out}")
+    figures = {"plot": None if out is None else str(out), "metric": flags.metric, "x": flags.x, "panels": []}
+    for panel in panels:
+        groups = [newest(line) for line in panel.lines]
+        figures["panels"].append({"title": panel.title, "groups": groups})
+        lines += [f"{panel.title}: {describe(group, panel.ylabel)}" for group in groups]
+    emit("\n".join(lines), figures, as_json=flags.json)
+    return 0
+
+
+def panel_of(histories: Sequence["History"], flags: Flags) -> "Panel":
+    """The curves of the runs of one game."""
+    from fastdqn import history
+    from fastdqn.charts import Line, Panel
+    from fastdqn.statistics import mean_curve
+
+    if flags.metric == "score":
+        window = flags.window or history.WINDOW
+        ylabel = f"score, mean of the last {window} games"
+
+        def curve(one: "History"):
+            return history.score_curve(one, flags.x, window)
+    else:
+        tag, window = history.metric_tag(histories, flags.metric), flags.window or 10
+        ylabel = tag if window == 1 else f"{tag}, mean of the last {window} log rows"
+
+        def curve(one: "History"):
+            return history.metric_curve(one, tag, flags.x, window)
+
+    lines = []
+    for label, members in history.group_by(histories, flags.group_by).items():
+        curves = [found for found in map(curve, members) if len(found.x)]
+        words = (
+            f"{label} (mean of {len(curves)} seeds)"
+            if len(curves) > 1
+            else f"{label} ({len(curves)} seed{'s' * (not curves)})"
+        )
+        lines.append(Line(words, curves, mean_curve(curves)))
+    alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
+    return Panel(
+        title=histories[0].game,
+        xlabel=history.X_LABELS[flags.x],
+        ylabel=ylabel,
+        lines=lines,
+        levels=history.levels(histories[0].game) if flags.metric == "score" else {},
+        dots=None if alone is None else history.every_game(alone, flags.x),
+    )
+
+
+def write(panels: Sequence["Panel"], out: Path, words: str) -> None:
+    """Draws the panels into a file."""
+    from fastdqn.figures import FORMATS, draw, save
+
+    if out.suffix not in FORMATS:
+        raise UsageError(f"out={out}: no such picture; end its name in {', '.join(FORMATS)}")
+    try:
+        save(draw(panels, footnote=words), out)
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file") from None
+
+
+def footnote(histories: Sequence["History"], flags: Flags) -> str:
+    """What the lines mean and on which machines the runs were made."""
+    machines = " | ".join(dict.fromkeys(one.hardware for one in histories if one.hardware))
+    thin = "thin: one seed; band: 95 % bootstrap interval of the mean over seeds" if len(histories) > 1 else ""
+    return "; ".join(words for words in (thin, machines) if words)
+
+
+def newest(line: "Line") -> dict[str, Any]:
+    """A group's mean at the end of its curve, for programs."""
+    mean = line.mean
+    if mean is None:
+        return {"label": line.label, "seeds": len(line.runs), "x": None, "mean": None, "ci95": None}
+    interval = None if mean.low is None or mean.high is None else [float(mean.low[-1]), float(mean.high[-1])]
+    return {
+        "label": line.label,
+        "seeds": len(line.runs),
+        "x": float(mean.x[-1]),
+        "mean": float(mean.mean[-1]),
+        "ci95": interval,
+    }
+
+
+def describe(group: dict[str, Any], what: str) -> str:
+    """That, in words."""
+    if group["mean"] is None:
+        return f"{group['label']}: nothing to draw yet"
+    interval = "" if group["ci95"] is None else " (95 % interval {:.4g} to {:.4g})".format(*group["ci95"])
+    return f"{group['label']}: {what} is {group['mean']:.4g} at the end{interval}"

@@ -1,0 +1,219 @@
+"""`fastdqn report`: one page about one run, with everything it shows inside."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from fastdqn.commands import emit
+from fastdqn.config import Config, UsageError, load_preset, preset_names
+
+if TYPE_CHECKING:
+    from fastdqn.history import History
+
+VIDEO_LIMIT_BYTES = 16_000_000  # a third more as base64: what a phone still opens
+PHASES = {
+    "env": "waiting for the games and sending them their actions",
+    "act": "choosing actions and waiting for them; on a GPU also for the updates queued before",
+    "append": "handing the group's frames over",
+    "learn": "updates; on a GPU only the time to queue them",
+    "log": "counting games, metrics, checkpoints",
+}
+# what is drawn beside the score: tag, x axis, log rows in the mean, what it is
+CURVES = (
+    ("losses/q_values", "frames", 10, "Q values of the actions taken"),
+    ("losses/td_loss", "frames", 10, "TD loss"),
+    ("perf/fps", "wall", 10, "frames per second"),
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Writes one HTML page about a run that needs no network: summary, curves, time, config, evaluation, video."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder, or its name under runs/."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """Page to write. Empty: report.html in the run's folder."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(flags: Flags) -> int:
+    from fastdqn.history import load
+
+    (history,) = load([flags.run])
+    out = Path(flags.out) if flags.out else history.path / "report.html"
+    text = page(history)
+    temporary = out.with_name(f".{out.name}")  # a browser that reloads never sees half a page
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file with -o") from None
+    size = len(text.encode())
+    figures = {"report": str(out), "bytes": size, "run": str(history.path), "state": history.state}
+    emit(f"report: {out} ({size / 1e6:.2f} MB)", figures, as_json=flags.json)
+    return 0
+
+
+def page(history: "History") -> str:
+    """The page. Reads a run that is still being written too; what is not there yet is left out or said."""
+    from fastdqn import page as html
+
+    config, place = history.config, history.environment
+    command = history.path / "command.txt"
+    return html.document(
+        f"{history.game}, preset {config.preset}, seed {config.seed}",
+        f"{history.name}: {history.state}" + (f", {history.status['time']}" if "time" in history.status else ""),
+        [
+            html.section("Summary", html.facts(summary(history))),
+            html.section("Curves", html.charts(curves(history))),
+            html.section("Where the time went", time_spent(history)),
+            html.section("Evaluation", evaluation(history)),
+            html.section("Video", video(history)),
+            html.section("Configuration", configuration(config)),
+            html.section(
+                "Hardware and versions",
+                html.table([], [[key, _words(value)] for key, value in place.items()]),
+                html.code(command.read_text().strip()) if command.exists() else "",
+            ),
+        ],
+        f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; frames are emulator "
+        f"frames, {config.action_repeat} per env step.",
+    )
+
+
+def summary(history: "History") -> list[tuple[str, str]]:
+    """The figures that come first."""
+    from fastdqn.atari import human_normalized_score
+    from fastdqn.dashboard import count, duration, number
+    from fastdqn.history import final_score
+
+    facts = [("state", history.state)]
+    score = final_score(history, "training")
+    if score is None:
+        facts.append(("score", "no finished game yet"))
+    else:
+        facts.append((f"score, last {score.games} games", number(score.value, 2)))
+        human = human_normalized_score(history.game, score.value)
+        facts += [] if human is None else [("human-normalised", f"{human:.1%}")]
+    speed = history.frames_per_second
+    facts += [
+        ("frames", f"{count(history.frames)} of {count(history.config.total_frames)}"),
+        ("games", f"{len(history.games.score):,}"),
+        ("training time", duration(history.seconds)),
+        ("frames per second", "-" if speed is None else count(speed)),
+    ]
+    return facts
+
+
+def curves(history: "History") -> list[tuple[str, str]]:
+    """SVG and caption: the score, then what CURVES names and the run has logged."""
+    from fastdqn import history as past
+    from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
+    from fastdqn.statistics import Curve, mean_curve
+
+    def drawn(curve: Curve, ylabel: str, axis: str, levels: dict[str, float]) -> tuple[str, str]:
+        panel = Panel("", past.X_LABELS[axis], ylabel, [Line("", [curve], mean_curve([curve]))], levels)
+        found = limits(panel)
+        return svg_chart(panel), "; ".join([ylabel, *(legend_levels(panel, found) if found else [])])
+
+    score = past.score_curve(history, "frames")
+    drawings = [drawn(score, "Score, mean of the last 100 games", "frames", past.levels(history.game))]
+    for tag, axis, window, words in CURVES:
+        curve = past.metric_curve(history, tag, axis, window)
+        if len(curve.x):
+            drawings.append(drawn(curve, words[0].upper() + words[1:], axis, {}))
+    return drawings
+
+
+def time_spent(history: "History") -> str:
+    """The phases of the loop as shares of its time so far."""
+    from fastdqn import page as html
+
+    row = history.rows[-1] if history.rows else {}
+    shares = {
+        tag.removeprefix("perf/").removesuffix("_frac"): value for tag, value in row.items() if tag.endswith("_frac")
+    }
+    return html.bar(shares, PHASES) if shares else html.paragraph("Nothing logged yet.")
+
+
+def evaluation(history: "History") -> str:
+    """The results under eval/, one row each."""
+    from fastdqn import page as html
+
+    if not history.evaluations:
+        return html.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
+    body = []
+    for result in reversed(history.evaluations):
+        low, high = result["score_ci95"]
+        human = result.get("human_normalized")
+        body.append([
+            f"{result['protocol']}, sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g}",
+            f"{result.get('frames', 0):,}", str(result["episodes"]), f"{result['score_mean']:.2f}",
+            f"{low:.2f} to {high:.2f}", f"{result['score_median']:.2f}",
+            f"{result['score_min']:g} to {result['score_max']:g}", "-" if human is None else f"{human:.1%}",
+            str(result["distinct_games"]),
+        ])  # fmt: skip
+    head = ["protocol", "frames", "games", "mean", "95 % interval", "median", "range", "human-norm.", "distinct"]
+    return html.table(head, body, "The interval is over the games of this one agent, not over seeds.")
+
+
+def video(history: "History") -> str:
+    """The newest video that is small enough, and what was left out."""
+    from fastdqn import page as html
+
+    folder = history.path / "videos"
+    found = [path for path in folder.glob("*") if path.suffix in html.MEDIA and not path.name.startswith(".")]
+    found = sorted((path for path in found if path.stat().st_size), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return html.paragraph(f"None yet: fastdqn record {history.path} makes one.")
+    large = [path for path in found if path.stat().st_size > VIDEO_LIMIT_BYTES]
+    small = [path for path in found if path not in large]
+    words = small[-1].name if small else ""
+    if found[-1] in large:
+        size, limit = found[-1].stat().st_size / 1e6, VIDEO_LIMIT_BYTES / 1e6
+        words += f"{'; ' if words else ''}{found[-1].name} ({size:.1f} MB) is larger than {limit:.0f} MB and left out"
+    return (html.media(small[-1]) if small else "") + html.paragraph(words)
+
+
+def configuration(config: Config) -> str:
+    """What differs from the preset, and, folded away, every field."""
+    from fastdqn import page as html
+    from fastdqn.history import NOT_SETTINGS
+
+    base, name = expected(config), f"preset {config.preset}"
+    if config.preset not in preset_names():
+        name = f"the defaults (preset {config.preset} does not ship with this version)"
+    values, before, default = asdict(config), asdict(base), asdict(Config())
+    changed = [
+        [field, _words(value), _words(before[field]), _words(default[field])]
+        for field, value in values.items()
+        if value != before[field] and field not in NOT_SETTINGS
+    ]
+    everything = html.table(["field", "value"], [[field, _words(value)] for field, value in values.items()])
+    return "\n".join([
+        html.table(["field", "this run", "preset", "default"], changed, f"What differs from {name}.")
+        or html.paragraph(f"Nothing differs from {name}."),
+        html.details("Every field", everything),
+    ])  # fmt: skip
+
+
+def expected(config: Config) -> Config:
+    """The preset as `train` would resolve it for this run's env: what is derived from the env is no difference."""
+    preset = load_preset(config.preset) if config.preset in preset_names() else Config()
+    base = preset.resolved()[0]
+    if config.env == base.env:
+        return base
+    try:
+        for_env, _ = replace(preset, env=config.env).resolved()
+    except UsageError:  # the preset cannot play this env: everything counts as a difference
+        return base
+    return replace(for_env, env=base.env)
+
+
+def _words(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,46 @@
+"""`fastdqn resume`: goes on with a run that ended before its last frame."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from fastdqn.config import Config, UsageError
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Goes on with a run from its newest whole checkpoint, in its own folder and with its own settings."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder, or its name under runs/."""
+    ui: Literal["auto", "live", "plain", "quiet"] = "auto"
+    """As of train."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(flags: Flags) -> int:
+    import sys
+
+    from fastdqn import checkpoint, runs
+    from fastdqn.run import NotFiniteError
+    from fastdqn.trainer import train
+
+    try:
+        folder = runs.find(flags.run)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
+    try:
+        saved = checkpoint.load(folder / "checkpoints")
+        if saved.state["env_steps"] >= config.total_env_steps:
+            raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
+        result = train(config, ["fastdqn", "resume", flags.run], saved)
+    except (checkpoint.CheckpointError, NotFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if flags.json:
+        print(json.dumps(result.summary))
+    return result.exit_code

@@ -1,0 +1,190 @@
+"""What runs left behind, as the commands that look back at them need it: curves, final scores, groups.
+
+Everything here also reads a run that is still being written.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastdqn import runs
+from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
+from fastdqn.config import Config, UsageError
+from fastdqn.statistics import Curve, first_reached, trailing_mean
+
+X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}
+WINDOW = 100  # games in the mean that counts as a run's score
+NOT_SETTINGS = ("seed", "run_dir", "ui", "json")  # name a run or show it; they do not change how it learns
+
+
+@dataclass(frozen=True)
+class History:
+    """One run, read once."""
+
+    path: Path
+    config: Config
+    games: runs.Games
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    status: dict[str, Any]
+    environment: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def game(self) -> str:
+        return self.config.name.game
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames so far."""
+        logged = [row["frames"] for row in self.rows[-1:]] + [self.status.get("frames", 0)]
+        return max(*logged, *(self.games.env_steps[-1:] * self.config.action_repeat).tolist(), 0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training up to the last log row."""
+        return self.rows[-1]["wall_seconds"] if self.rows else 0.0
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Of the whole run up to the last log row, the frames before learning starts included."""
+        return self.rows[-1]["frames"] / self.seconds if self.seconds > 0 else None
+
+    @property
+    def state(self) -> str:
+        return self.status.get("state", "running")
+
+    @property
+    def hardware(self) -> str:
+        """Processor or GPU, in words; empty where nobody wrote it down."""
+        place = self.environment
+        if not place.get("cpu"):
+            return ""
+        return f"{place['gpu'] + ', ' if place.get('gpu') else ''}{place.get('cores', '?')} cores of {place['cpu']}"
+
+
+class Score(NamedTuple):
+    """A run's final score and what it is the mean of."""
+
+    value: float
+    source: str  # "training" or "eval PROTOCOL"
+    games: int
+
+
+def load(names: Sequence[str]) -> list[History]:
+    """Reads runs given as folders or as names under `runs/`.
+
+    Raises:
+        UsageError: none given, no such run, or a config.toml that cannot be understood.
+    """
+    if not names:
+        raise UsageError("runs=: no run given; name one or more folders that training printed")
+    try:
+        paths = [runs.find(name) for name in names]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return [
+        History(path, Config.load(path / "config.toml"), runs.games(path), runs.metrics(path), runs.status(path),
+                runs.environment(path), runs.evaluations(path))
+        for path in dict.fromkeys(paths)
+    ]  # fmt: skip
+
+
+def group_by(histories: Sequence[History], field: str) -> dict[str, list[History]]:
+    """Histories by a field of their configs, in order of the first appearance.
+
+    Raises:
+        UsageError: a Config has no such field.
+    """
+    known = [one.name for one in fields(Config)]
+    field = field.replace("-", "_")
+    if field not in known:
+        near = difflib.get_close_matches(field, known, n=3, cutoff=0.0)
+        raise UsageError(f"group_by={field}: a config has no such field; did you mean {', '.join(near)}?")
+    groups: dict[str, list[History]] = {}
+    for history in histories:
+        value = getattr(history.config, field)
+        groups.setdefault(str(value) if field in ("preset", "env") else f"{field} {value}", []).append(history)
+    return groups
+
+
+def differing_fields(histories: Sequence[History]) -> list[str]:
+    """The settings that are not the same in all of these runs."""
+    names = [field.name for field in fields(Config) if field.name not in NOT_SETTINGS]
+    return [name for name in names if len({getattr(one.config, name) for one in histories}) > 1]
+
+
+def score_curve(history: History, axis: str, window: int = WINDOW) -> Curve:
+    """Mean of the last `window` games along frames, steps or wall; the first points are of fewer games."""
+    return Curve(_along(history, axis), trailing_mean(history.games.score, window))
+
+
+def every_game(history: History, axis: str) -> Curve:
+    """Each game's score along frames, steps or wall."""
+    return Curve(_along(history, axis), history.games.score)
+
+
+def metric_curve(history: History, tag: str, axis: str, window: int = 1) -> Curve:
+    """A tag of metrics.jsonl along frames, steps or wall, as the mean of its last `window` log rows."""
+    rows = [row for row in history.rows if row.get(tag) is not None]
+    column = {"frames": "frames", "steps": "global_step", "wall": "wall_seconds"}[axis]
+    x = np.array([row[column] for row in rows], np.float64)
+    y = np.array([row[tag] for row in rows], np.float64)
+    known = np.isfinite(y)
+    return Curve((x / 60 if axis == "wall" else x)[known], trailing_mean(y[known], window))
+
+
+def metric_tag(histories: Sequence[History], name: str) -> str:
+    """The tag of metrics.jsonl that `name` means: `losses/td_loss`, or `td_loss` for short.
+
+    Raises:
+        UsageError: no run logged such a metric.
+    """
+    tags = dict.fromkeys(tag for history in histories for row in history.rows[-1:] for tag in row)
+    known = {spelling: tag for tag in tags for spelling in (tag.split("/")[-1], tag)}
+    if tags and name not in known:
+        near = difflib.get_close_matches(name, ["score", *known], n=3, cutoff=0.0)
+        raise UsageError(f"metric={name}: these runs logged no such metric; did you mean {', '.join(near)}?")
+    return known.get(name, name)
+
+
+def levels(game: str) -> dict[str, float]:
+    """Published scores to compare with; none for a task that has none."""
+    return dict(zip(("random play", "human"), RANDOM_AND_HUMAN_SCORES.get(game, ()), strict=False))
+
+
+def final_score(history: History, source: str = "auto") -> Score | None:
+    """The newest evaluation, or the mean of the last 100 games of training; None before there is one.
+
+    Args:
+        history: the run.
+        source: "training", "eval", or "auto": the newest evaluation where there is one. Of several evaluations of the
+            same checkpoint the last by protocol's name counts, so that all seeds are judged by the same one.
+    """
+    if source != "training" and history.evaluations:
+        newest = history.evaluations[-1]
+        return Score(newest["score_mean"], f"eval {newest['protocol']}", newest["episodes"])
+    last = history.games.score[-WINDOW:]
+    return None if source == "eval" or not len(last) else Score(float(last.mean()), "training", len(last))
+
+
+def time_to_reach(history: History, score: float) -> tuple[int, float] | None:
+    """Frames and seconds at which the mean of the last 100 games first reached `score`; None: it has not."""
+    index = first_reached(history.games.score, score, WINDOW)
+    if index is None:
+        return None
+    return int(_along(history, "frames")[index]), float(_along(history, "wall")[index] * 60)
+
+
+def _along(history: History, axis: str) -> np.ndarray:
+    """Where on the x axis each game ended. float64 [G]"""
+    if axis == "wall":
+        return history.games.seconds / 60
+    return history.games.env_steps * float(history.config.action_repeat if axis == "frames" else 1)

@@ -1,0 +1,138 @@
+"""What compare says of groups of runs, and what it refuses to say."""
+
+import json
+from pathlib import Path
+
+import pytest
+from run_by_hand import write_evaluation, write_run
+
+from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
+from fastdqn.cli import main
+
+
+def compare(capsys: pytest.CaptureFixture, *argv: str | Path) -> dict:
+    assert main(["compare", *map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def seeds(folder: Path, name: str, levels: list[float], **changes) -> list[Path]:
+    """One run per level; each scores its level in all of 150 games."""
+    return [
+        write_run(folder / f"{name}{seed}", [level] * 150, seed=seed, **changes)
+        for seed, level in enumerate(levels, start=1)
+    ]
+
+
+def test_the_row_of_a_group_is_the_iqm_of_its_seeds_last_hundred_games(tmp_path: Path, capsys) -> None:
+    runs = [write_run(tmp_path / str(s), [0.0] * 50 + [float(s)] * 100, seed=s) for s in (1, 2, 3, 4, 9)]
+    figures = compare(capsys, *runs)
+    (row,) = figures["groups"]
+    assert (row["group"], row["game"], row["seeds"], row["score_of"]) == ("catch", "Catch", 5, ["training"])
+    assert row["iqm"] == 3.0 and row["mean"] == 3.8  # 1 and 9 are cut
+    low, high = row["ci95"]
+    assert 1 <= low < 3 < high <= 9
+    assert row["human_normalized"] is None and row["frames"] == 1_200
+    assert [run["value"] for run in row["runs"]] == [1, 2, 3, 4, 9]
+
+
+def test_overlapping_intervals_are_not_settled_and_separate_ones_are(tmp_path: Path, capsys) -> None:
+    runs = seeds(tmp_path, "a", [1, 2, 3], n_step=1) + seeds(tmp_path, "b", [2, 3, 4], n_step=2)
+    runs += seeds(tmp_path, "c", [11, 12, 13], n_step=3)
+    notes = compare(capsys, *runs, "--group-by", "n_step")["notes"]
+    assert "n_step 2 against n_step 1 on Catch: the difference is not settled, their intervals overlap" in notes
+    assert "n_step 3 against n_step 1 on Catch: higher, their intervals do not overlap" in notes
+
+
+def test_fewer_than_three_seeds_are_too_few_to_tell(tmp_path: Path, capsys) -> None:
+    runs = seeds(tmp_path, "a", [1], n_step=1) + seeds(tmp_path, "b", [8, 9], n_step=2)
+    figures = compare(capsys, *runs, "--group-by", "n_step")
+    assert "n_step 1 on Catch: 1 seed, too few to tell; train at least 3" in figures["notes"]
+    assert "n_step 2 on Catch: 2 seeds, too few to tell; train at least 3" in figures["notes"]
+    assert not any("against" in note for note in figures["notes"])
+    assert figures["groups"][0]["ci95"] is None and figures["groups"][1]["ci95"] == [8, 9]
+
+
+def test_the_newest_evaluation_counts_where_there_is_one_and_the_table_says_so(tmp_path: Path, capsys) -> None:
+    runs = seeds(tmp_path, "a", [1, 2, 3])
+    for run, mean in zip(runs, (5, 6, 7), strict=True):
+        write_evaluation(run, 50, step=900)
+        write_evaluation(run, mean, step=1_000)
+    (runs[0] / "eval" / ".half.json").write_text('{"score_me')  # what a writer has begun
+    (row,) = compare(capsys, *runs)["groups"]
+    assert row["iqm"] == 6 and row["score_of"] == ["eval run"]
+    (row,) = compare(capsys, *runs, "--score", "training")["groups"]
+    assert row["iqm"] == 2 and row["score_of"] == ["training"]
+    (runs[0] / "eval" / "step-000000001000__run__s1.json").unlink()
+    (runs[0] / "eval" / "step-000000000900__run__s1.json").unlink()
+    figures = compare(capsys, *runs)
+    assert figures["groups"][0]["score_of"] == ["eval run", "training"]
+    assert any("scores of different kinds stand side by side (eval run, training)" in note for note in figures["notes"])
+    assert compare(capsys, *runs, "--score", "eval")["groups"][0]["seeds"] == 2
+
+
+def test_time_to_reach_a_score_is_the_median_over_seeds(tmp_path: Path, capsys) -> None:
+    # 100 games of 0, then of 2: the mean of the last 100 is 1 after 50 of them; the game i ends at 8 i frames, i s
+    runs = [write_run(tmp_path / "1", [0.0] * 100 + [2.0] * 100, seed=1)]
+    runs += [write_run(tmp_path / "2", [2.0] * 200, seed=2), write_run(tmp_path / "3", [0.0] * 200, seed=3)]
+    (row,) = compare(capsys, *runs, "--reach", "1")["groups"]
+    assert (row["reached"], row["reach_frames"], row["reach_seconds"]) == ("2/3", 150 * 8, 150.0)
+    (row,) = compare(capsys, *runs[1:], "--reach", "1")["groups"]
+    assert (row["reached"], row["reach_frames"], row["reach_seconds"]) == ("1/2", None, None)
+    assert main(["compare", str(runs[1]), "--reach", "1"]) == 0
+    assert "frames to 1" in capsys.readouterr().out
+
+
+def test_human_normalised_scores_are_taken_together_over_games(tmp_path: Path, capsys) -> None:
+    """A preset that plays Breakout like the human and Pong like chance has 50 %, each game's seeds resampled alone."""
+    runs = []
+    for game, share in (("Breakout", 1.0), ("Pong", 0.0)):
+        random, human = RANDOM_AND_HUMAN_SCORES[game]
+        runs += seeds(tmp_path, game, [random + share * (human - random)] * 3, preset="fast", env=game)
+    figures = compare(capsys, *runs)
+    assert [row["human_normalized"] for row in figures["groups"]] == pytest.approx([1.0, 0.0])
+    (overall,) = figures["overall"]
+    assert overall["games"] == ["Breakout", "Pong"] and overall["seeds"] == 3
+    assert overall["iqm"] == pytest.approx(0.5) and overall["ci95"] == pytest.approx([0.5, 0.5])
+    runs += seeds(tmp_path, "other", [5.0] * 3, preset="quick", env="Pong")
+    assert compare(capsys, *runs)["overall"] == []  # quick has not played Breakout
+
+
+def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) -> None:
+    runs = [write_run(tmp_path / "1", [1.0] * 10, seed=1), write_run(tmp_path / "2", [1.0] * 20, seed=1, gamma=0.9)]
+    runs += [write_run(tmp_path / "3", [1.0] * 10, seed=2, state="running")]
+    notes = compare(capsys, *runs)["notes"]
+    assert "catch on Catch has one seed twice: its runs are not independent" in notes
+    assert "catch on Catch mixes settings: its runs differ in gamma" in notes
+    assert "the runs on Catch have trained for different numbers of frames" in notes
+    assert "3 has not finished: running, 80 frames" in notes
+
+
+def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
+    runs = list(map(str, seeds(tmp_path, "a", [1, 2, 3])))
+    assert main(["compare", *runs]) == 0
+    text = capsys.readouterr().out
+    assert main(["compare", *runs, "--format", "markdown"]) == 0
+    markdown = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in markdown[2].strip("|").split("|")]
+    assert cells == ["catch", "Catch", "3", "2", "1 to 3", "-", "1.20k", "8", "training"]
+    assert set(markdown[1]) == {"|", "-", " "}
+    assert text.splitlines()[1].split("  ")[0] == "catch" and "1 to 3" in text
+    assert "Some CPU" in text and "Agarwal" in text
+
+
+def test_a_run_without_a_finished_game_has_no_score(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", state="running")
+    (run / "episodes.csv").unlink()
+    figures = compare(capsys, run, "--reach", "1")
+    (row,) = figures["groups"]
+    assert (row["seeds"], row["iqm"], row["frames_per_second"], row["reached"]) == (0, None, None, "0/1")
+    assert main(["compare", str(run)]) == 0
+
+
+def test_json_stands_alone_on_stdout_and_a_wrong_run_is_one_line(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 3)
+    assert main(["compare", str(run), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["group_by"] == "preset" and "IQM" in printed.err
+    assert main(["compare", str(run), str(tmp_path / "gone")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: run={tmp_path}/gone: holds no run")

@@ -1,0 +1,171 @@
+"""A run that was interrupted goes on: bit for bit where it promises to, and in plain words where it does not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdqn import checkpoint, runs
+from fastdqn.cli import main
+from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.replay import ReplayRing
+from fastdqn.run import Run
+from fastdqn.trainer import step_group, train
+
+CATCH = replace(
+    load_preset("catch"), total_frames=6_000, compile=False, ui="quiet", torch_threads=1, deterministic=True,
+    checkpoint_period_frames=2_000, prioritized=True,
+)  # fmt: skip
+BREAKOUT = replace(
+    Config(), env="Breakout", num_envs=4, replay_capacity=600, batch_size=8, learning_starts=100, hidden_size=16,
+    target_update_period=100, total_frames=3_600, compile=False, precision="fp32", ui="quiet", torch_threads=1,
+    deterministic=True, checkpoint_period_frames=1_600, head="iqn", num_quantiles=8, noisy=True, n_step=3,
+    replay_ratio=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def leave_no_global_settings():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(2)
+
+
+def everything(run: Path) -> dict[str, torch.Tensor]:
+    """Weights, moments, counters, and the whole ring of the newest checkpoint."""
+    from safetensors.torch import load_file
+
+    saved = checkpoint.load(run / "checkpoints")
+    assert saved.large is not None
+    flat = {f"{group}/{name}": value for group, tree in saved.tensors.items() for name, value in tree.items()}
+    return {**flat, **load_file(saved.large)}
+
+
+def interrupted_at(config: Config, env_steps: int) -> None:
+    """The loop of `train`, cut off without a word, as by SIGKILL, once it has come so far."""
+    run = Run(config, ["test"])
+    run.envs.start()
+    run.__enter__()
+    while run.clock.env_steps < env_steps:
+        step_group(run)
+        if run.checkpoint_due():
+            run.save()
+            run.new_epoch()
+    for part in (run.episodes, run._metrics, run.envs, run.folder._lock):
+        part.close()
+
+
+@pytest.mark.parametrize(("config", "cut"), [(CATCH, 5_000), (BREAKOUT, 700)], ids=["catch", "breakout"])
+def test_a_deterministic_run_that_was_cut_off_ends_bit_identical_to_one_that_was_not(
+    config: Config, cut: int, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(replace(config, run_dir=str(whole)))
+    interrupted_at(replace(config, run_dir=str(broken)), cut)
+    assert main(["resume", str(broken), "--ui", "quiet"]) == 0
+    one, two = everything(whole), everything(broken)
+    assert one.keys() == two.keys()
+    assert {"frame", "done", "count", "model/advantage.out.weight", "random/learn_counter"} <= one.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert runs.games(whole).score.tolist() == runs.games(broken).score.tolist()
+
+
+def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(tmp_path: Path, capsys) -> None:
+    config = replace(CATCH, deterministic=False, prioritized=False, run_dir=str(tmp_path / "run"), ui="plain")
+    run = Run(config, ["test"])
+    run.envs.start()
+    with run:
+        while run.clock.env_steps < 3_000:
+            step_group(run)
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints")
+    updates, steps = saved.state["updates"], saved.state["env_steps"]
+    capsys.readouterr()
+    assert main(["resume", str(tmp_path / "run"), "--json"]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out.splitlines()[-1])
+    assert f"learning goes on at env step {steps + 1_000:,}" in printed.err
+    assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
+    assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert "it has finished" in capsys.readouterr().err
+
+
+def test_sigterm_in_mid_epoch_keeps_the_last_boundary_and_says_what_will_be_run_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    argv = ["train", "--preset", "catch", "--total-frames", "100M", "--no-compile", "--torch-threads", "1",
+            "--deterministic", "--checkpoint-period-frames", "5000", "--ui", "plain"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastdqn", *argv, "--run-dir", str(run)], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    while not checkpoint.checkpoints(run / "checkpoints"):
+        assert process.poll() is None, "training ended by itself"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "frames will be run again" in out
+    state = checkpoint.load(run / "checkpoints").state
+    assert state["frames"] % 5_000 < 16
+
+
+def test_none_valid_is_exit_code_1_and_never_a_fresh_start(tmp_path: Path, capsys) -> None:
+    train(replace(CATCH, total_frames=2_000, run_dir=str(tmp_path / "run")))
+    for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints"):
+        file = path / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    (tmp_path / "run" / "config.toml").write_text(
+        (tmp_path / "run" / "config.toml").read_text().replace("total_frames = 2000", "total_frames = 9000")
+    )
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert main(["resume", str(tmp_path / "run"), "--ui", "quiet"]) == 1
+    assert "is intact" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    config = replace(CATCH, run_dir=str(tmp_path / "run"), deterministic=False)
+    run = Run(config, ["test"])
+    run.save()
+    with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        Run(config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints"))
+    run.envs.close()
+
+
+def ring(**settings) -> ReplayRing:
+    return ReplayRing(
+        capacity=40, num_envs=2, obs_shape=(1,), obs_dtype=torch.float32, stack=1, n_step=3, gamma=0.5,
+        reward_clip=False, life_loss_terminal=False, seed=0, device=torch.device("cpu"), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("priority_exponent", [None, 0.5])
+def test_the_seam_is_a_truncation_no_return_or_stack_crosses_it(priority_exponent: float | None) -> None:
+    """Rewards of 1 before the seam and 100 after it: a return that crossed it would show."""
+    both, no = torch.arange(2), torch.zeros(2, dtype=torch.bool)
+    memory = ring(priority_exponent=priority_exponent)
+    for row in range(12):
+        if row == 7:
+            memory.seam()
+        reward = torch.full((2,), 0.0 if row == 7 else 1.0 if row < 7 else 100.0)
+        memory.append(both, torch.full((2, 1), float(row)), reward, no, no, no)
+    assert memory.starts()[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    batch = memory.transitions(torch.zeros(3, dtype=torch.int64), torch.tensor([3, 4, 5]), torch.ones(3))
+    assert batch.reward.tolist() == [1.75, 1.5, 1.0]  # 1 + 1/2 + 1/4, then cut at row 6
+    assert batch.discount.tolist() == [0.125, 0.25, 0.5]  # bootstraps from row 6
+    assert batch.next_obs.flatten().tolist() == [6.0, 6.0, 6.0]
+    if memory.priorities is not None:
+        assert torch.equal(memory.priorities.weight.view(2, 20) > 0, memory.starts())
+
+
+def test_a_seam_before_the_first_row_marks_nothing() -> None:
+    memory = ring()
+    memory.seam()
+    assert not memory.storage["done"].any()
