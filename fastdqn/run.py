@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastdqn import __version__, checkpoint, hardware, large_tensors
+from fastdqn import __version__, hardware, large_tensors
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config, UsageError
 from fastdqn.dashboard import Dashboard, count
@@ -22,6 +22,7 @@ from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
 from fastdqn.run_folder import RunFolder, trim
+from fastdqn.saver import Saver
 from fastdqn.schedules import LearningSchedule
 from fastdqn.tracking import Tracker, check_installed
 
@@ -65,7 +66,7 @@ class Run:
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
             self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
-            self.envs.on_stall = self.save
+            self.envs.on_stall = self.save_now
             config = self.config
             if config.track != "off":
                 check_installed(config.track)  # before the folder is made
@@ -78,6 +79,7 @@ class Run:
             raise
         except ValueError as error:
             raise UsageError(str(error)) from error
+        self._saver = Saver(self.folder.checkpoints)
         self._tracker = None
         if config.track != "off":
             self._tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
@@ -105,6 +107,7 @@ class Run:
         self._losses: dict[str, float] = {}
         self._windows = RateWindow(10), RateWindow(60)
         self._started = self._logged = time.perf_counter()
+        self._eval_waits = False
         self._saved_period = self.frames // config.checkpoint_period_frames
         self._evaluated_period = self.frames // max(config.eval_period_frames, 1)
 
@@ -144,7 +147,7 @@ class Run:
         self.epoch += 1
         self.envs.close()
         self.envs = make_envs(self.config, self.screen, self.threads.env, self.epoch)
-        self.envs.on_stall = self.save
+        self.envs.on_stall = self.save_now
 
     def _algorithm(self) -> str:
         """Head, encoder and everything that is switched on, in words."""
@@ -274,7 +277,7 @@ class Run:
         return self.frames // self.config.checkpoint_period_frames > self._saved_period
 
     def save(self) -> None:
-        """Writes a checkpoint of the learner and the counters."""
+        """Has a checkpoint written: learner and counters behind the loop's back, the replay, where asked for, at once."""
         self._saved_period = self.frames // self.config.checkpoint_period_frames
         state = {
             **asdict(self.clock),
@@ -289,23 +292,28 @@ class Run:
         }
         large = self.ring.stored() if self.config.checkpoint_replay == "full" else None
         started = time.perf_counter()
-        try:
-            checkpoint.save(self.folder.checkpoints, self.clock.env_steps, self.learner.state(), state, large)
-        except checkpoint.CheckpointError as error:
-            print(f"warning: {error}; training goes on", file=sys.stderr)
+        self._saver.save(self.clock.env_steps, self.learner.state(), state, large)
         if large is not None:
-            self.dashboard.say(f"checkpoint with {self.ring.nbytes / 1e9:.2f} GB of replay: "
-                               f"{time.perf_counter() - started:.1f} s")  # fmt: skip
+            seconds = time.perf_counter() - started
+            self.dashboard.say(f"checkpoint with {self.ring.nbytes / 1e9:.2f} GB of replay: {seconds:.1f} s")
+
+    def save_now(self) -> None:
+        """Writes a checkpoint and returns when it is on the disk."""
+        self.save()
+        self._saver.wait()
 
     def eval_due(self) -> bool:
         period = self.config.eval_period_frames
-        return period > 0 and self.frames // period > self._evaluated_period
+        return self._eval_waits or (period > 0 and self.frames // period > self._evaluated_period)
 
     def evaluate(self) -> None:
-        """Saves, and has what was saved evaluated in the background."""
-        self._evaluated_period = self.frames // self.config.eval_period_frames
-        self.save()
-        self.periodic_eval.start()
+        """Saves, and has what was saved evaluated in the background; the evaluation begins when it is on the disk."""
+        if not self._eval_waits:
+            self._evaluated_period = self.frames // self.config.eval_period_frames
+            self.save()
+        self._eval_waits = self._saver.busy
+        if not self._eval_waits:
+            self.periodic_eval.start()
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run so far."""
@@ -339,9 +347,10 @@ class Run:
         self.wall_seconds = time.perf_counter() - self._started
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
         if finished or not self.config.deterministic:
-            self.save()
+            self.save_now()
         else:  # only a checkpoint at which new games began can be resumed bit for bit
             again = self.frames % self.config.checkpoint_period_frames
+            self._saver.wait()
             self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
         if self.config.eval_period_frames > 0 and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")

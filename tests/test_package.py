@@ -27,7 +27,7 @@ ROWS = [
     {"trainer", "rollout"},
     {"run", "evaluation"},
     {"parts", "comparison"},
-    {"pipeline", "periodic_eval", "player", "history"},
+    {"saver", "pipeline", "periodic_eval", "player", "history"},
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "signals", "staging"},
     {"figures", "page"},
     {"charts"},

@@ -53,13 +53,15 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
 
 def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path) -> None:
     config = replace(
-        load_preset("catch"), compile=False, ui="quiet", run_dir=str(tmp_path / "run"), eval_period_frames=100,
+        load_preset("catch"), compile=False, ui="quiet", run_dir=str(tmp_path / "run"), eval_period_frames=10**9,
         eval_episodes=100_000,
     )  # fmt: skip
     run = Run(config, ["test"])
     run.envs.start()
     with run:
         run.evaluate()
-        assert run.periodic_eval.running
+        while not run.periodic_eval.running:  # it begins when the checkpoint is on the disk
+            assert run.eval_due()
+            run.evaluate()
         process = run.periodic_eval._process
     assert process is not None and process.returncode is not None

@@ -133,7 +133,7 @@ def test_none_valid_is_exit_code_1_and_never_a_fresh_start(tmp_path: Path, capsy
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     config = replace(CATCH, run_dir=str(tmp_path / "run"), deterministic=False)
     run = Run(config, ["test"])
-    run.save()
+    run.save_now()
     with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
         Run(config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints"))
     run.envs.close()

@@ -1,0 +1,161 @@
+"""SIGKILL at random moments, also inside a save: what was acknowledged loads, and a resumed run ends bit for bit.
+
+    python -m tests.faults.kill9 --trials 50
+
+Each trial forks from this process, which has imported everything and built no pool, since EnvPool hangs in a child of
+a process that has. One child trains a deterministic run and is killed: after a random time, or at the k-th call of a
+function that a save is made of (open for writing, fsync, rename, unlink, rmdir), before the call or after it. Every
+checkpoint of which `save` returned is reported through a pipe, so it was acknowledged. Then
+
+    the newest checkpoint is intact and no older than the last acknowledged one
+    a second child resumes and ends with the weights, moments, counters and replay of a run that was never killed
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from fastdqn import checkpoint
+from fastdqn.config import Config, load_preset
+from fastdqn.run import Run
+from fastdqn.trainer import train
+
+CALLS = ("fsync", "rename", "unlink", "rmdir", "open")
+
+
+def config(folder: Path) -> Config:
+    """A second of Catch with a checkpoint every 150 env steps."""
+    return replace(
+        load_preset("catch"), total_frames=1_200, num_envs=8, learning_starts=200, replay_capacity=800, batch_size=8,
+        replay_ratio=1.0, hidden_size=8, target_update_period=50, compile=False, ui="quiet", torch_threads=1,
+        env_threads=1, deterministic=True, checkpoint_period_frames=150, prioritized=True, run_dir=str(folder),
+    )  # fmt: skip
+
+
+def in_child(work, *arguments) -> int:
+    """Runs `work` in a forked child and returns its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work(*arguments)
+        code = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def acknowledged_training(folder: Path, pipe: int, moment: tuple[str, int, bool] | None) -> None:
+    """Trains; reports each saved step through `pipe`; kills itself at `moment`: (call, number of it, before or after)."""
+    save = Run.save
+
+    def report(run: Run) -> None:
+        save(run)
+        run._saver.wait()
+        os.write(pipe, f"{run.clock.env_steps}\n".encode())
+
+    Run.save = report  # type: ignore[method-assign]
+    if moment is not None:
+        name, number, before = moment
+        original, seen = getattr(os, name), 0
+
+        def deadly(*arguments, **keywords):
+            nonlocal seen
+            inside = any("checkpoints" in str(argument) for argument in arguments) or name == "fsync"
+            seen += inside
+            if inside and seen == number and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*arguments, **keywords)
+            if inside and seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(os, name, deadly)
+    train(config(folder))
+
+
+def resumed_training(folder: Path) -> None:
+    saved = checkpoint.load(folder / "checkpoints")
+    if saved.state["env_steps"] < config(folder).total_env_steps:
+        train(config(folder), saved=saved)
+
+
+def everything(folder: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.load(folder / "checkpoints")
+    assert saved.large is not None
+    flat = {f"{group}/{name}": value for group, tree in saved.tensors.items() for name, value in tree.items()}
+    return {**flat, **load_file(saved.large)}
+
+
+def trial(number: int, folder: Path, expected: dict[str, torch.Tensor], seconds: float) -> dict:
+    """One killed run and its resumption. Raises AssertionError on a promise that was broken."""
+    draw = random.Random(number)
+    moment = (draw.choice(CALLS), draw.randint(1, 40), draw.random() < 0.5) if draw.random() < 0.5 else None
+    reader, writer = os.pipe()
+    pid = in_child(acknowledged_training, folder, writer, moment)
+    os.close(writer)
+    if moment is None:
+        time.sleep(draw.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    killed = os.WIFSIGNALED(status)
+    assert killed or os.WEXITSTATUS(status) == 0, f"trial {number}: training failed by itself"
+    with os.fdopen(reader) as pipe:
+        saved = [int(line) for line in pipe.read().splitlines()]
+    present = checkpoint.checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
+    if not saved and not present:
+        return {"killed": killed, "saved": 0, "resumed": False, "inside": moment is not None}
+    newest = checkpoint.read(present[0])  # the newest by name, not the newest that is good: it must be both
+    assert not saved or newest.step >= saved[-1], f"trial {number}: step {saved[-1]} was acknowledged and is lost"
+    child = in_child(resumed_training, folder)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"trial {number}: the resumed run failed"
+    found = everything(folder)
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert not different and expected.keys() == found.keys(), f"trial {number}: {different} differ after resuming"
+    return {"killed": killed, "saved": len(saved), "resumed": True, "inside": moment is not None}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    results, began = [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as root:
+        whole = Path(root) / "whole"
+        started = time.perf_counter()
+        assert os.waitstatus_to_exitcode(os.waitpid(in_child(train, config(whole)), 0)[1]) == 0
+        seconds = time.perf_counter() - started
+        expected = everything(whole)
+        for number in range(flags.first, flags.first + flags.trials):
+            folder = Path(root) / f"trial-{number}"
+            results.append(trial(number, folder, expected, seconds))
+            shutil.rmtree(folder, ignore_errors=True)
+    report = {
+        "trials": len(results),
+        "killed": sum(result["killed"] for result in results),
+        "killed_inside_a_save": sum(result["killed"] and result["inside"] for result in results),
+        "resumed_bit_identical": sum(result["resumed"] for result in results),
+        "acknowledged": sum(result["saved"] for result in results),
+        "lost": 0,  # a lost one ends the harness
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Saving behind the loop's back: what was handed over is what is written, one at a time, and nothing is lost."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdqn import checkpoint
+from fastdqn.saver import Saver
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch):
+    """Holds every write until the test lets it go."""
+    go, write = threading.Event(), checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *parts: (go.wait(10), write(*parts))[1])
+    yield go
+    go.set()
+
+
+def test_the_loop_goes_on_and_what_it_changes_meanwhile_is_not_what_is_saved(tmp_path: Path, held) -> None:
+    saver, weight = Saver(tmp_path), torch.zeros(3)
+    saver.save(1, {"model": {"weight": weight}}, {"frames": 4})
+    weight.fill_(7)
+    assert saver.busy and checkpoint.checkpoints(tmp_path) == []
+    held.set()
+    saver.wait()
+    assert not saver.busy
+    saved = checkpoint.load(tmp_path)
+    assert saved.step == 1 and saved.tensors["model"]["weight"].tolist() == [0, 0, 0]
+
+
+def test_large_tensors_are_on_the_disk_when_save_returns(tmp_path: Path) -> None:
+    saver, frames = Saver(tmp_path), torch.arange(10, dtype=torch.uint8).view(2, 5)
+    saver.save(1, {"model": {}}, {}, {"frame": frames})
+    assert not saver.busy and checkpoint.load(tmp_path).large is not None
+
+
+def test_a_second_save_waits_for_the_first(tmp_path: Path, held) -> None:
+    saver = Saver(tmp_path)
+    saver.save(1, {"model": {"w": torch.ones(1)}}, {})
+    threading.Timer(0.2, held.set).start()
+    saver.save(2, {"model": {"w": torch.ones(1)}}, {})
+    assert checkpoint.checkpoints(tmp_path)[-1].name.endswith("1"), "the first is whole before the second begins"
+    saver.wait()
+    assert checkpoint.load(tmp_path).step == 2
+
+
+def test_a_full_disk_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    saver = Saver(tmp_path / "file" / "checkpoints")
+    saver.save(1, {"model": {}}, {})
+    saver.wait()
+    assert "training goes on" in capsys.readouterr().err
