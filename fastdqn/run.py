@@ -302,6 +302,15 @@ class Run:
         self.save()
         self._saver.wait()
 
+    def save_for_resume(self) -> None:
+        """What the end of a run leaves: all of it, or the last boundary of a deterministic run that is not finished."""
+        if self.config.deterministic and self.clock.env_steps < self.config.total_env_steps:
+            self._saver.wait()  # only a checkpoint at which new games began can be resumed bit for bit
+            again = self.frames % self.config.checkpoint_period_frames
+            self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
+        else:
+            self.save_now()
+
     def eval_due(self) -> bool:
         period = self.config.eval_period_frames
         return self._eval_waits or (period > 0 and self.frames // period > self._evaluated_period)
@@ -346,12 +355,7 @@ class Run:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
-        if finished or not self.config.deterministic:
-            self.save_now()
-        else:  # only a checkpoint at which new games began can be resumed bit for bit
-            again = self.frames % self.config.checkpoint_period_frames
-            self._saver.wait()
-            self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
+        self.save_for_resume()
         if self.config.eval_period_frames > 0 and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
             self.periodic_eval.wait()

@@ -1,15 +1,44 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two groups."""
+"""Ctrl-C and SIGTERM as a request that the training loop answers between two groups, or that is answered for it.
 
+Python runs a signal's handler between two of its own instructions, so never while EnvPool's `recv` or a compiler holds
+the main thread. The kernel's handler, though, writes the signal's number into a pipe at once (`signal.set_wakeup_fd`),
+and a thread reads it.
+"""
+
+import contextlib
+import os
 import signal
+import threading
+import traceback
+from collections.abc import Callable
 from types import FrameType, TracebackType
+
+LAST_RESORT_SECONDS = 6.0  # for saving on behalf of a loop that does not answer
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM is remembered; a second one of either acts as it would have before."""
+    """While active, the first SIGINT or SIGTERM is remembered; a second one of either acts as it would have before.
 
-    def __init__(self) -> None:
+    Args:
+        grace_seconds: how long the loop may take to ask `requested`. After that `on_ignored` is called in a thread of
+            its own, and the process ends with 128 + the signal.
+    """
+
+    def __init__(self, grace_seconds: float = 3.0) -> None:
         self.signal: int | None = None
+        self.on_ignored: Callable[[], object] | None = None
+        self._grace_seconds = grace_seconds
+        self._answered = threading.Event()
         self._previous: dict[int, object] = {}
+        self._reader, self._writer = -1, -1
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop; to ask is to answer."""
+        if self.signal is None:
+            return False
+        self._answered.set()
+        return True
 
     @property
     def exit_code(self) -> int:
@@ -19,9 +48,16 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._remember)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(self._reader,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._answered.set()
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writer)  # ends the thread
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -32,3 +68,21 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
+
+    def _watch(self, reader: int) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if number[0] in (signal.SIGINT, signal.SIGTERM):
+                    if not self._answered.wait(self._grace_seconds):
+                        self._end(number[0])
+                    return
+
+    def _end(self, number: int) -> None:
+        threading.Timer(LAST_RESORT_SECONDS, os._exit, (128 + number,)).start()
+        if self.on_ignored is not None:
+            try:
+                self.on_ignored()
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    traceback.print_exc()
+        os._exit(128 + number)

@@ -31,22 +31,24 @@ def train(
     Raises:
         UsageError: a value that cannot work on this machine, before anything has started.
     """
-    run = Run(config, command, saved)
-    run.envs.start()
     never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
-    with StopRequest() as stop, no_garbage_collection(), never_again, run:
-        while run.clock.env_steps < run.config.total_env_steps and stop.signal is None:
-            step_group(run)
-            with run.phase("log"):
-                if run.log_due():
-                    run.log()  # host sync 2 of 2: the sums of the log period
-                    run.check_finite()
-                if run.checkpoint_due():
-                    run.save()
-                    if run.config.deterministic:
-                        run.new_epoch()
-                if run.eval_due():
-                    run.evaluate()
+    with StopRequest() as stop:
+        run = Run(config, command, saved)
+        stop.on_ignored = run.save_for_resume
+        run.envs.start()
+        with no_garbage_collection(), never_again, run:
+            while run.clock.env_steps < run.config.total_env_steps and not stop.requested:
+                step_group(run)
+                with run.phase("log"):
+                    if run.log_due():
+                        run.log()  # host sync 2 of 2: the sums of the log period
+                        run.check_finite()
+                    if run.checkpoint_due():
+                        run.save()
+                        if run.config.deterministic:
+                            run.new_epoch()
+                    if run.eval_due():
+                        run.evaluate()
     return TrainResult(run.summary(), stop.exit_code)
 
 

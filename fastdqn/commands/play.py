@@ -78,7 +78,7 @@ def main(flags: Flags) -> int:
                         f"Q {scene.q_values[0].max():.2f}  Ctrl-C ends"
                     )
                     painter.paint(scene.screen[0], status)
-                if stop.signal is not None:
+                if stop.requested:
                     break
     emit(rollout.summary(), rollout.figures(), as_json=flags.json)
     return stop.exit_code

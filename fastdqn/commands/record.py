@@ -158,7 +158,7 @@ def until_stopped(rollout: "Rollout", seconds: float | None, stop: StopRequest) 
     limit = None if seconds is None else max(1, round(seconds * rollout.steps_per_second))
     for scene in islice(rollout, limit):
         yield scene
-        if stop.signal is not None:
+        if stop.requested:
             return
 
 

@@ -1,0 +1,92 @@
+"""Ctrl-C and SIGTERM: answered between two groups, and answered for a loop that is stuck in somebody else's code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastdqn import checkpoint
+from fastdqn.signals import StopRequest
+
+# the loop calls EnvPool's own recv when nothing is in flight: it blocks in C++ for good and ignores every signal
+BLOCKED = """
+import sys
+from fastdqn import envs
+from fastdqn.cli import main
+recv, calls = envs.VectorEnv.recv, 0
+def stuck(self):
+    global calls
+    calls += 1
+    if calls == 400:
+        print("blocked", flush=True)
+        while True:
+            self._pool.recv()
+    return recv(self)
+envs.VectorEnv.recv = stuck
+sys.exit(main(sys.argv[1:]))
+"""
+# the main thread holds in a C function while the run is being built, as in a compiler
+BUILDING = """
+import ctypes, sys
+from fastdqn import run
+from fastdqn.cli import main
+def build(*_):
+    print("building", flush=True)
+    while True:
+        ctypes.CDLL(None).usleep(10**9) or ctypes.PyDLL(None).Py_GetVersion()
+run.build = build
+sys.exit(main(sys.argv[1:]))
+"""
+ARGV = ["train", "--preset", "catch", "--total-frames", "100M", "--no-compile", "--torch-threads", "1", "--ui", "quiet"]
+
+
+def started(script: str, run: Path, word: str, *more: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *ARGV, *more, "--run-dir", str(run)], stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == word
+    time.sleep(0.3)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_blocked_in_recv_is_saved_and_ends_with_the_signals_code(number: int, code: int, tmp_path: Path) -> None:
+    process = started(BLOCKED, tmp_path / "run", "blocked")
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == code
+    assert checkpoint.load(tmp_path / "run" / "checkpoints").state["env_steps"] > 2_000
+
+
+def test_a_deterministic_run_blocked_in_recv_keeps_its_last_boundary(tmp_path: Path) -> None:
+    process = started(
+        BLOCKED, tmp_path / "run", "blocked", "--deterministic", "--checkpoint-period-frames", "2000", "--num-envs", "16"
+    )  # fmt: skip
+    before = checkpoint.load(tmp_path / "run" / "checkpoints").step
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert checkpoint.load(tmp_path / "run" / "checkpoints").step == before
+
+
+def test_a_run_that_is_being_built_ends_too(tmp_path: Path) -> None:
+    process = started(BUILDING, tmp_path / "run", "building")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+def test_a_request_is_remembered_answered_and_leaves_the_handlers_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(grace_seconds=0.2) as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested and stop.exit_code == 143
+        time.sleep(0.5)  # beyond the grace: nothing ends the process
+    assert signal.getsignal(signal.SIGTERM) == before and signal.set_wakeup_fd(-1) == -1
