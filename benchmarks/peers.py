@@ -66,6 +66,7 @@ class Task:
     device: str
     seconds: float
     on_envpool: bool = True  # where a library has the choice
+    plain: bool = False  # fastdqn only: 1-step returns and no Double DQN, as stable-baselines3 and torchrl have it
 
     @property
     def updates_per_step(self) -> Fraction:
@@ -77,7 +78,7 @@ Iterate = Callable[[], tuple[int, int]]  # one iteration of a training loop -> (
 
 
 def fastdqn(task: Task, folder: str) -> Iterate:
-    """`fastdqn train` with its defaults."""
+    """`fastdqn train` with its defaults, or as plain DQN."""
     from fastdqn.run import Run
     from fastdqn.trainer import step_group
 
@@ -87,6 +88,7 @@ def fastdqn(task: Task, folder: str) -> Iterate:
             replay_capacity=task.replay_capacity, learning_starts=LEARNING_STARTS, epsilon_end=EPSILON,
             epsilon_decay_steps=0, env_threads=task.env_threads, torch_threads=task.torch_threads, device=task.device,
             total_frames=10**12, checkpoint_period_frames=10**12, ui="quiet", run_dir=f"{folder}/run",
+            double=not task.plain, n_step=1 if task.plain else Config.n_step,
         ),
         ["bench"],
     )  # fmt: skip
@@ -421,6 +423,10 @@ def main() -> None:
     parser.add_argument("--env-threads", type=int, default=0, help="0: as fastdqn train chooses")
     parser.add_argument("--torch-threads", type=int, default=0, help="0: as fastdqn train chooses")
     parser.add_argument("--quick", action="store_true", help="3 rounds with windows of 4 seconds")
+    parser.add_argument(
+        "--plain", action="store_true", help="fastdqn without Double DQN and with 1-step returns, as SB3's"
+    )
+    parser.add_argument("--only", default="", help="one library beside fastdqn")
     parser.add_argument("--json", type=Path, help="also write the object to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -440,7 +446,7 @@ def main() -> None:
     own = Task(
         library="fastdqn", game=config.name.game, num_envs=flags.num_envs, batch_size=flags.batch_size,
         replay_ratio=flags.replay_ratio, replay_capacity=flags.replay_capacity, env_threads=threads.env,
-        torch_threads=threads.learn, device=flags.device, seconds=seconds,
+        torch_threads=threads.learn, device=flags.device, seconds=seconds, plain=flags.plain,
     )  # fmt: skip
     shipped = replace(own, batch_size=32, env_threads=0, torch_threads=0)
     tables = {
@@ -458,6 +464,9 @@ def main() -> None:
             "torchrl on EnvPool, matched": replace(own, library="torchrl"),
         },
     }
+    if flags.only:
+        tables = {title: {name: task for name, task in part.items() if task.library in ("fastdqn", flags.only)}
+                  for title, part in tables.items()}  # fmt: skip
     tasks = {name: task for part in tables.values() for name, task in part.items()}
     absent = {name: missing(task.library) for name, task in tasks.items()}
     found = rounds({name: task for name, task in tasks.items() if not absent[name]}, repeats)
@@ -466,6 +475,8 @@ def main() -> None:
             found[name] = [{"error": f"not installed ({', '.join(modules)}): {INSTALL}"}]
     versions = {library: metadata.version(library) if not missing(library) else None for library in COMPETITORS}
     environment = hardware.environment()
+    if flags.plain:
+        print("fastdqn runs plain DQN: 1-step returns, no Double DQN")
     print(
         f"{config.name.game}, replay ratio {flags.replay_ratio:g}, {repeats} rounds of {seconds:g} s, interleaved; median "
         f"with lowest and highest\n{environment['gpu'] or environment['cpu']}, {environment['cores']} cores, torch "
