@@ -31,11 +31,11 @@ def train(
     Raises:
         UsageError: a value that cannot work on this machine, before anything has started.
     """
-    never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
     with StopRequest() as stop:
         run = Run(config, command, saved)
         stop.on_ignored = run.save_for_resume
         run.envs.start()
+        never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
         with no_garbage_collection(), never_again, run:
             while run.clock.env_steps < run.config.total_env_steps and not stop.requested:
                 step_group(run)

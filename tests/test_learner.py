@@ -314,10 +314,9 @@ def test_each_heads_update_equals_a_slow_reference(head: str, munchausen: tuple 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"head": "c51", "noisy": 0.5, "dueling": True},
-        {"head": "iqn", "noisy": 0.5, "dueling": True, "layer_norm": True},
+        pytest.param({"head": "c51", "noisy": 0.5, "dueling": True}, id="rainbow", marks=pytest.mark.long),
+        pytest.param({"head": "iqn", "noisy": 0.5, "dueling": True, "layer_norm": True}, id="btr"),
     ],
-    ids=["rainbow", "btr"],
 )
 def test_compiled_and_eager_updates_agree_with_noise_and_drawn_fractions(settings: dict) -> None:
     updated = {}
