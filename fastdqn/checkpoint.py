@@ -27,7 +27,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,10 @@ def write(
             _delete(path)
         os.rename(temporary, path)
         _sync_folder(root)
-        with suppress(OSError):  # the new one is safe; what could not be removed now will be at the next save
+        try:
             _remove_older(root, path)
+        except OSError as error:  # the new one is safe
+            _warn(f"an older checkpoint was not removed: {error}; the next save will try again")
     except (OSError, CheckpointError) as error:
         raise CheckpointError(
             f"checkpoint of step {step} not saved in {root}: {error}; older ones are intact"
@@ -150,12 +152,14 @@ def load(root: Path) -> Checkpoint:
         try:
             return read(path)
         except CheckpointError as problem:
-            print(
-                f"warning: checkpoint {path} refused: {problem}; trying the next older one", file=sys.stderr, flush=True
-            )
+            _warn(f"checkpoint {path} refused: {problem}; trying the next older one")
     if paths:
         raise CheckpointError(f"{root}: none of {len(paths)} checkpoints is intact; restore the folder from a copy")
     raise CheckpointError(f"{root}: holds no checkpoint; the run may have ended before its first save")
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -57,6 +57,7 @@ class EpisodeTracker:
         self._csv = None if self._file is None else csv.writer(self._file)
         if self._csv is not None and self._file is not None and self._file.tell() == 0:
             self._csv.writerow(["r", "l", "t", "env_steps", "env_id", "truncated"])
+        self._rows: list[list[float]] = []  # not yet written
         self._started = time.perf_counter() - seconds_before
 
     def add(self, env_id: np.ndarray, score: np.ndarray, first: np.ndarray, terminated: np.ndarray,
@@ -72,7 +73,7 @@ class EpisodeTracker:
             self.last_100.append(float(self.score_N[env]))
             if self._csv is not None:
                 seconds = round(time.perf_counter() - self._started, 3)
-                self._csv.writerow(
+                self._rows.append(
                     [float(self.score_N[env]), int(self.length_N[env]), seconds, env_steps, int(env), int(cut)]
                 )
 
@@ -85,10 +86,14 @@ class EpisodeTracker:
         return float(self.length_N.mean())
 
     def flush(self) -> None:
-        if self._file is not None:
+        """Writes the games that ended since the last call. Raises OSError where the disk does not take them."""
+        if self._csv is not None and self._file is not None:
+            rows, self._rows = self._rows, []
+            self._csv.writerows(rows)
             self._file.flush()
 
     def close(self) -> None:
+        self.flush()
         if self._file is not None:
             self._file.close()
 

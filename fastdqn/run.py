@@ -4,7 +4,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,19 @@ from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
+
+
+@contextmanager
+def _refused_in_one_line(run_dir: str) -> Iterator[None]:
+    """Turns what a part refuses, and what the disk does, into a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error
 
 
 class NotFiniteError(RuntimeError):
@@ -61,7 +75,7 @@ class Run:
         )
         self.epoch, self.learn_from, self._seconds_before = 0, 0, 0.0
         self.phase = PhaseTimer("env", "act", "append", "learn", "log")
-        try:
+        with _refused_in_one_line(config.run_dir):
             parts = build(self.config, self.notes)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
             self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
@@ -75,15 +89,16 @@ class Run:
             )
             if saved is not None:
                 self._restore(saved)
-        except UsageError:
-            raise
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        self._saver = Saver(self.folder.checkpoints)
+            self.folder.describe(config.to_toml(), command, hardware.environment())
+            self.episodes = EpisodeTracker(
+                config.num_envs, self.folder.path / "episodes.csv", seconds_before=self._seconds_before
+            )
+            self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
+        self._saver = Saver(self.folder.checkpoints, saved=None if saved is None else saved.step)
+        self._logs_fail = False
         self._tracker = None
         if config.track != "off":
             self._tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
-        self.folder.describe(config.to_toml(), command, hardware.environment())
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.dashboard.print_plan(self.plan())
         self.pipeline = Pipeline(
@@ -96,13 +111,9 @@ class Run:
             act_threads=self.threads.act,
             learn_threads=self.threads.learn,
         )
-        self.episodes = EpisodeTracker(
-            config.num_envs, self.folder.path / "episodes.csv", seconds_before=self._seconds_before
-        )
         if saved is not None:
             self.episodes.episodes = saved.state["episodes"]
             self.episodes.last_100.extend(saved.state["last_100"])
-        self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
         self._losses: dict[str, float] = {}
         self._windows = RateWindow(10), RateWindow(60)
@@ -232,12 +243,24 @@ class Run:
             **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
             "system/memory_bytes": snapshot.memory_bytes,
         }
-        self._metrics.write(row)
-        if self._tracker is not None:
-            self._tracker.write(row)
-        self.episodes.flush()
-        self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
+        with self._training_goes_on():
+            self._metrics.write(row)
+            if self._tracker is not None:
+                self._tracker.write(row)
+            self.episodes.flush()
+            self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
         self.dashboard.update(snapshot)
+
+    @contextmanager
+    def _training_goes_on(self) -> Iterator[None]:
+        """Makes a log that cannot be written a warning, one until the disk takes them again."""
+        try:
+            yield
+            self._logs_fail = False
+        except OSError as error:
+            if not self._logs_fail:
+                print(f"warning: the logs have a gap: {error}; training goes on", file=sys.stderr, flush=True)
+            self._logs_fail = True
 
     def check_finite(self) -> None:
         """Raises NotFiniteError once too many updates in a row were left out, as of the last `log`."""
@@ -297,19 +320,29 @@ class Run:
             seconds = time.perf_counter() - started
             self.dashboard.say(f"checkpoint with {self.ring.nbytes / 1e9:.2f} GB of replay: {seconds:.1f} s")
 
-    def save_now(self) -> None:
-        """Writes a checkpoint and returns when it is on the disk."""
-        self.save()
-        self._saver.wait()
+    def save_now(self) -> bool:
+        """Whether a checkpoint of this moment is on the disk; where it could not be written, after a second try."""
+        for _ in range(2):
+            self.save()
+            self._saver.wait()
+            if self._saver.saved == self.clock.env_steps:
+                return True
+        return False
 
-    def save_for_resume(self) -> None:
-        """What the end of a run leaves: all of it, or the last boundary of a deterministic run that is not finished."""
-        if self.config.deterministic and self.clock.env_steps < self.config.total_env_steps:
-            self._saver.wait()  # only a checkpoint at which new games began can be resumed bit for bit
-            again = self.frames % self.config.checkpoint_period_frames
-            self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
+    def save_for_resume(self) -> bool:
+        """What the end of a run leaves: all of it, or the last boundary of a deterministic run that is not finished.
+
+        False where the disk did not take it.
+        """
+        if self.clock.env_steps >= self.config.total_env_steps or not self.config.deterministic:
+            return self.save_now()
+        self._saver.wait()  # only a checkpoint at which new games began can be resumed bit for bit
+        if self._saver.saved is None:
+            self.dashboard.say("nothing to resume: a deterministic run is saved at each --checkpoint-period-frames")
         else:
-            self.save_now()
+            again = self.frames - self._saver.saved * self.config.action_repeat
+            self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
+        return True
 
     def eval_due(self) -> bool:
         period = self.config.eval_period_frames
@@ -355,7 +388,7 @@ class Run:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
-        self.save_for_resume()
+        self.unsaved = not self.save_for_resume()
         if self.config.eval_period_frames > 0 and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
             self.periodic_eval.wait()
@@ -365,13 +398,14 @@ class Run:
         for failure in self.periodic_eval.failures:
             self.dashboard.say(f"warning: {failure}")
         self.log()
-        state = "failed" if error is not None else "finished" if finished else "interrupted"
-        self.folder.status(state, **self.summary())
+        state = "failed" if error is not None or self.unsaved else "finished" if finished else "interrupted"
+        with self._training_goes_on():
+            self.folder.status(state, **self.summary())
         self.dashboard.close()
         self.dashboard.say(f"{state}: {self.folder.path}")
-        self.episodes.close()
-        self._metrics.close()
-        if self._tracker is not None:
-            self._tracker.close()
+        for log in (self.episodes, self._metrics, self._tracker):
+            with self._training_goes_on():
+                if log is not None:
+                    log.close()
         self.envs.close()
         self.folder.release()

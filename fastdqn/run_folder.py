@@ -37,8 +37,8 @@ class RunFolder:
         """Writes what was asked for, with which words, and on what."""
         with (self.path / "command.txt").open("a") as file:  # one line for each time that the run was begun or resumed
             file.write(shlex.join(command) + "\n")
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
-        (self.path / "config.toml").write_text(config_toml)
+        self._replace("environment.json", json.dumps(environment, indent=2) + "\n")
+        self._replace("config.toml", config_toml)
 
     def release(self) -> None:
         """Lets another process have the folder."""
@@ -47,9 +47,12 @@ class RunFolder:
     def status(self, state: str, **figures: Any) -> None:
         """Replaces status.json in one step, so that a reader never sees half of it."""
         row = {"state": state, "pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **figures}
-        temporary = self.path / ".status.json"
-        temporary.write_text(json.dumps(row) + "\n")
-        temporary.replace(self.path / "status.json")
+        self._replace("status.json", json.dumps(row) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}"
+        temporary.write_text(text)
+        temporary.replace(self.path / name)
 
 
 def _locked(path: Path) -> IO[str]:

@@ -14,8 +14,9 @@ from fastdqn import checkpoint
 class Saver:
     """Writes one checkpoint at a time under `root`; what could not be written is a warning, and training goes on."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, saved: int | None = None) -> None:
         self._root = root
+        self.saved = saved  # step of the last checkpoint that is on the disk
         self._thread: threading.Thread | None = None
 
     @property
@@ -47,8 +48,9 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def _write(self, *checkpoint_parts: Any) -> None:
+    def _write(self, step: int, *parts: Any) -> None:
         try:
-            checkpoint.write(self._root, *checkpoint_parts)
+            checkpoint.write(self._root, step, *parts)
+            self.saved = step
         except checkpoint.CheckpointError as error:
             print(f"warning: {error}; training goes on", file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from fastdqn.signals import StopRequest
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: figures for programs, and the process's exit code (0, 130 or 143)."""
+    """How a run ended: figures for programs, and the process's exit code: 0, 130, 143, or 1 if its end is not saved."""
 
     summary: dict[str, Any]
     exit_code: int
@@ -49,7 +49,7 @@ def train(
                             run.new_epoch()
                     if run.eval_due():
                         run.evaluate()
-    return TrainResult(run.summary(), stop.exit_code)
+    return TrainResult(run.summary(), 1 if run.unsaved else stop.exit_code)
 
 
 def step_group(run: Run) -> None:

@@ -102,7 +102,7 @@ def everything(folder: Path) -> dict[str, torch.Tensor]:
 def trial(number: int, folder: Path, expected: dict[str, torch.Tensor], seconds: float) -> dict:
     """One killed run and its resumption. Raises AssertionError on a promise that was broken."""
     draw = random.Random(number)
-    moment = (draw.choice(CALLS), draw.randint(1, 40), draw.random() < 0.5) if draw.random() < 0.5 else None
+    moment = (draw.choice(CALLS), draw.randint(1, 25), draw.random() < 0.5) if draw.random() < 0.5 else None
     reader, writer = os.pipe()
     pid = in_child(acknowledged_training, folder, writer, moment)
     os.close(writer)
