@@ -177,7 +177,7 @@ def ladder(config: Config, ratios: list[float], seconds: float, repeats: int, si
         gpu_bytes = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
         return {
             "num_envs": config.num_envs,
-            "compute": next(line for line in runs["act"].plan() if line.startswith("compute")),
+            "compute": next(line for line in runs["act"].plan if line.startswith("compute")),
             "settings_b": settings_b,
             "build_and_compile_seconds": build_seconds,
             "memory_bytes": resident_bytes(),

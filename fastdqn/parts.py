@@ -1,5 +1,6 @@
 """From a Config to the parts of a run: device, threads, screen, games, ring, network, optimiser, learner."""
 
+import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ def build(config: Config, notes: list[str]) -> Parts:
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # on by default, for convolutions
+    if config.deterministic and device.type == "cuda":  # read by cuBLAS when it makes its first handle
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     # a debugging aid that costs a kernel per new tensor
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from fastdqn import __version__, hardware, large_tensors
+from fastdqn import hardware, large_tensors
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config, UsageError
-from fastdqn.dashboard import Dashboard, count
+from fastdqn.dashboard import Dashboard
 from fastdqn.exploration import linear_epsilon
-from fastdqn.memory import free_bytes
 from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
 from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
+from fastdqn.plan import plan
 from fastdqn.run_folder import RunFolder, trim
 from fastdqn.saver import Saver
 from fastdqn.schedules import LearningSchedule
@@ -100,7 +100,8 @@ class Run:
         if config.track != "off":
             self._tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
-        self.dashboard.print_plan(self.plan())
+        self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
+        self.dashboard.print_plan(self.plan)
         self.pipeline = Pipeline(
             self.learner,
             self.ring,
@@ -159,45 +160,6 @@ class Run:
         self.envs.close()
         self.envs = make_envs(self.config, self.screen, self.threads.env, self.epoch)
         self.envs.on_stall = self.save_now
-
-    def _algorithm(self) -> str:
-        """Head, encoder and everything that is switched on, in words."""
-        config = self.config
-        switched = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
-        parts = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", config.optimizer]
-        return ", ".join(parts + [name.replace("_", " ") for name in switched if getattr(config, name)])
-
-    def plan(self) -> list[str]:
-        """What is about to happen, in env steps and frames, with everything that was derived."""
-        config, envs, ring = self.config, self.envs, self.ring
-        updates = float(self.schedule.updates_per_step)
-        parameters = sum(param.numel() for param in self.learner.online.parameters())
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else hardware.cpu_name()
-        groups = "synchronous" if envs.synchronous else f"asynchronous groups of {envs.group_size}"
-        fire = "" if self.fire_action is None else ", FIRE after a lost life"
-        target = f"target {'copied every ' + format(config.target_update_period, ',')}"
-        if config.polyak > 0:
-            target = f"target follows by {config.polyak:g} per update"
-        arithmetic = str(self.learner.online.compute_dtype).removeprefix("torch.")
-        lines = [
-            f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
-            f"run       {self.folder.path}",
-            f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, at most "
-            f"{count(envs.max_episode_steps)} env steps a game{fire}",
-            f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
-            f"replay    {ring.num_envs * ring.lane_length:,} frames, {ring.nbytes / 1e9:.2f} GB on {self.device} "
-            f"({free_bytes(self.device) / 1e9:.1f} GB still free), {ring.num_envs} lanes of {ring.lane_length:,}",
-            f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
-            f"updates of {config.batch_size} per env step, {target}",
-            f"algorithm {self._algorithm()}",
-            f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
-            f"{config.epsilon_decay_steps:,} env steps",
-            f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if self.learner.compiled else 'eager'}; "
-            f"{self.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
-            f"{', ' + self.screen.on_device if self.screen and self.screen.on_device else ''}",
-        ]
-        warning = hardware.nvidia_without_cuda()
-        return lines + [f"note      {note}" for note in [*self.notes, *([warning] if warning else [])]]
 
     def epsilon(self) -> float:
         return linear_epsilon(

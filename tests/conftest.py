@@ -1,4 +1,11 @@
-"""Shared settings: two torch threads, so that tests and EnvPool's threads do not wait for each other."""
+"""Shared settings. Several test processes share the cores: `pytest -n auto` starts one for each.
+
+A team of threads that spins while it waits for one that was put off takes a hundred times as long; a passive team sleeps.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, and for every child process
 
 import torch
 

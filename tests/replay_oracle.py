@@ -19,6 +19,7 @@ class Case:
     end_rate: float
     life_loss_terminal: bool
     reward_clip: bool
+    seam_rate: float = 0.0  # per group: all games begin anew, as after a restart
 
 
 @dataclass
@@ -49,6 +50,7 @@ def random_case(seed: int) -> Case:
         end_rate=float(draw.choice([0.02, 0.15, 0.4])),
         life_loss_terminal=bool(draw.integers(2)),
         reward_clip=bool(draw.integers(2)),
+        seam_rate=float(draw.choice([0.0, 0.1])),
     )
 
 
@@ -72,6 +74,11 @@ def check(replay, case: Case) -> int:
     history: list[list[Row]] = [[] for _ in range(case.lanes)]
     frame = 0
     for _ in range(case.rounds):
+        if draw.random() < case.seam_rate:
+            ring.seam()
+            for rows in history:
+                if rows and not rows[-1].done:
+                    rows[-1].truncated = True
         size = int(draw.integers(1, case.lanes + 1))
         group = draw.permutation(case.lanes)[:size]  # lanes fill unevenly and arrive in any order
         rows = []

@@ -26,6 +26,7 @@ ROWS = [
     {"commands/__init__"},
     {"trainer", "rollout"},
     {"run", "evaluation"},
+    {"plan"},
     {"parts", "comparison"},
     {"saver", "pipeline", "periodic_eval", "player", "history"},
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "signals", "staging"},
@@ -61,6 +62,7 @@ SEES_CONFIG = {
     "run",
     "evaluation",
     "parts",
+    "plan",
 }
 SEES_CONFIG |= {"rollout", "commands/record", "commands/play"}
 SEES_CONFIG |= {"commands/envs", "commands/doctor", "commands/export", "commands/model_card"}

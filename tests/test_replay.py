@@ -25,6 +25,7 @@ def cases(draw: st.DrawFn) -> Case:
         end_rate=draw(st.sampled_from([0.02, 0.15, 0.4])),
         life_loss_terminal=draw(st.booleans()),
         reward_clip=draw(st.booleans()),
+        seam_rate=draw(st.sampled_from([0.0, 0.1])),
     )
 
 

@@ -40,6 +40,9 @@ MUTANTS = {
     "a lane just full loses its oldest rows": ("overwritten = newest[:, None] >= self.lane_length", "overwritten = newest[:, None] >= self.lane_length - 1"),
     "a row is admitted before its return is there": ("opened = newest - self.n_step", "opened = newest - self.n_step + 1"),
     "done rows are admitted": ("(opened >= 0) & ~self._done[row]", "opened >= 0"),
+    "the seam marks nothing": ("self._done[newest] | (self.count > 0)", "self._done[newest]"),
+    "the seam unmarks rows that were done": ("self._done[newest] | (self.count > 0)", "self.count < 0"),
+    "the seam marks the row to be written next": ("flat_row(lane, self.count - 1, self.lane_length)", "flat_row(lane, self.count, self.lane_length)"),
     "an unlucky slot takes its first candidate": ("(good * rank).argmax(1", "(good * 0 * rank).argmax(1"),
 }  # fmt: skip
 

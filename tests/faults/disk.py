@@ -125,10 +125,8 @@ def main() -> int:
         for number, (call, first, error, lasting) in enumerate(trials):
             folder = Path(root) / f"trial-{number}"
             outcome = trial(shim, folder, call, first, error, lasting)
-            if outcome["seen"][call] < first:  # one log fewer was written in this run than in the first
-                end = "no fault"
-            else:
-                end = check(outcome, folder, expected, lasting)
+            struck = outcome["seen"][call] >= first  # else one log fewer was written in this run than in the first
+            end = check(outcome, folder, expected, lasting) if struck else "no fault"
             ends[end] = ends.get(end, 0) + 1
             shutil.rmtree(folder, ignore_errors=True)
     report = {

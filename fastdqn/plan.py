@@ -1,0 +1,53 @@
+"""What a run is about to do, in words: printed before its first game, in env steps and frames, with all that was derived."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fastdqn import __version__, hardware
+from fastdqn.config import Config
+from fastdqn.dashboard import count
+from fastdqn.memory import free_bytes
+from fastdqn.parts import Parts
+from fastdqn.schedules import LearningSchedule
+
+
+def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path, notes: Sequence[str]) -> list[str]:
+    """One line for each thing that a user may want to check before hours are spent; `notes` come last."""
+    envs, ring, device = parts.envs, parts.ring, parts.device
+    updates = float(schedule.updates_per_step)
+    parameters = sum(param.numel() for param in parts.learner.online.parameters())
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else hardware.cpu_name()
+    groups = "synchronous" if envs.synchronous else f"asynchronous groups of {envs.group_size}"
+    fire = "" if parts.fire_action is None else ", FIRE after a lost life"
+    target = f"target {'copied every ' + format(config.target_update_period, ',')}"
+    if config.polyak > 0:
+        target = f"target follows by {config.polyak:g} per update"
+    arithmetic = str(parts.learner.online.compute_dtype).removeprefix("torch.")
+    lines = [
+        f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
+        f"run       {folder}",
+        f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, at most "
+        f"{count(envs.max_episode_steps)} env steps a game{fire}",
+        f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
+        f"replay    {ring.num_envs * ring.lane_length:,} frames, {ring.nbytes / 1e9:.2f} GB on {device} "
+        f"({free_bytes(device) / 1e9:.1f} GB still free), {ring.num_envs} lanes of {ring.lane_length:,}",
+        f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
+        f"updates of {config.batch_size} per env step, {target}",
+        f"algorithm {_algorithm(config)}",
+        f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
+        f"{config.epsilon_decay_steps:,} env steps",
+        f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if parts.learner.compiled else 'eager'}; "
+        f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
+        f"{', ' + parts.screen.on_device if parts.screen and parts.screen.on_device else ''}",
+    ]
+    warning = hardware.nvidia_without_cuda()
+    return lines + [f"note      {note}" for note in [*notes, *([warning] if warning else [])]]
+
+
+def _algorithm(config: Config) -> str:
+    """Head, encoder and everything that is switched on, in words."""
+    switched = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
+    parts = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", config.optimizer]
+    return ", ".join(parts + [name.replace("_", " ") for name in switched if getattr(config, name)])
