@@ -138,7 +138,7 @@ def test_continuous_integration_runs_the_readmes_own_test_command() -> None:
     assert len(commands) == 2
     assert commands[0].endswith("fastdqn train --num-envs 64 --preset quick")
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
-    assert commands[1].endswith(".venv/bin/pytest")
+    assert commands[1].endswith(".venv/bin/pytest -n auto")
 
 
 def test_torch_is_pinned_without_a_local_suffix() -> None:
