@@ -7,6 +7,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, and for every child process
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(2)
