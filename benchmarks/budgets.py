@@ -51,7 +51,7 @@ def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
             while time.perf_counter() < end or run.clock.updates == 0:
                 step_group(run)
                 with run.phase("log"):
-                    if run.log_due():
+                    if run.logging:
                         run.log()
             stalls = []
             for _ in range(100):

@@ -96,7 +96,7 @@ def fastdqn(task: Task, folder: str) -> Iterate:
 
     def iterate() -> tuple[int, int]:
         step_group(run)
-        if run.log_due():
+        if run.logging:
             run.log()
         return run.clock.env_steps, run.clock.updates
 

@@ -95,15 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn train")
     config.resolved()  # refuses before torch is imported
+    from fastdqn.distributed import RankLostError
     from fastdqn.run import NotFiniteError
     from fastdqn.trainer import train
 
     try:
         result = train(config, ["fastdqn", "train", *argv])
-    except NotFiniteError as error:
+    except (NotFiniteError, RankLostError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if config.json:
+    if config.json and result.first_rank:
         print(json.dumps(result.summary))
     return result.exit_code
 

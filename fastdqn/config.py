@@ -6,7 +6,8 @@ Units: an env step is one decision of one env, a frame is an emulator frame (4 p
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import resources
@@ -258,6 +259,25 @@ class Config:
                 f"use at least {self.num_envs * (rows + 1)}"
             )
 
+    def share(self, ranks: int) -> "Config":
+        """What one of so many ranks plays, stores and learns from; the periods stay those of the whole job.
+
+        Raises:
+            UsageError: the envs or the batch cannot be shared out equally.
+        """
+        for field in ("num_envs", "batch_size"):
+            if getattr(self, field) % ranks:
+                raise UsageError(f"{field}={getattr(self, field)}: {ranks} ranks share it; use a multiple of {ranks}")
+        part = replace(
+            self,
+            num_envs=self.num_envs // ranks,
+            batch_size=self.batch_size // ranks,
+            replay_capacity=self.replay_capacity // ranks,
+            learning_starts=self.learning_starts // ranks,
+        )
+        part._validate()
+        return part
+
     def to_toml(self) -> str:
         """The config as TOML that `load` reads back equal; a None is left out."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
@@ -287,6 +307,19 @@ class Config:
                 raise UsageError(f"{source}: {name}={value!r} has the wrong type; see fastdqn train --help")
         floats = {name: float(value) for name, value in values.items() if known[name] in (float, float | None)}
         return replace(self, **{**values, **floats})
+
+
+@contextmanager
+def refused_in_one_line(run_dir: str) -> Iterator[None]:
+    """Turns what a part refuses, and what the disk does, into a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error
 
 
 # fields that only matter where another field has one of the given values

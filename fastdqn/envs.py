@@ -51,18 +51,18 @@ class EnvStep(NamedTuple):
         return self.terminated | self.truncated
 
 
-def env_seeds(run_seed: int, epoch: int, role: str, num_envs: int) -> list[int]:
-    """One 31-bit seed per env, hashed, distinct within the pool.
+def env_seeds(run_seed: int, epoch: int, role: str, num_envs: int, first_env: int = 0) -> list[int]:
+    """One 31-bit seed for each of envs number `first_env` and on, hashed, distinct within the job.
 
     EnvPool gives env i the seed `seed + i`, so pools with seeds 1 and 2 would share all but one of their games.
     """
     seeds: dict[int, None] = {}
     index = 0
-    while len(seeds) < num_envs:
+    while len(seeds) < first_env + num_envs:
         digest = hashlib.blake2b(f"{run_seed}/{epoch}/{role}/{index}".encode(), digest_size=4).digest()
         seeds[int.from_bytes(digest, "little") & INT31_MAX] = None
         index += 1
-    return list(seeds)
+    return list(seeds)[first_env:]
 
 
 class VectorEnv:
@@ -73,7 +73,7 @@ class VectorEnv:
 
     Life cycle: `start` once, then `recv` a group and `send` its actions, until `close`. Building 64 envs takes about
     2 s and holds the GIL: no other thread runs meanwhile. `max_episode_steps=None` keeps the task's own cap (27,000 on
-    Atari). `stall_seconds` is how long `recv` may block before the watchdog ends the process, 0 for ever. `render` makes
+    Atari). `first_env` is the number of its first env among those of a job of several ranks. `stall_seconds` is how long `recv` may block before the watchdog ends the process, 0 for ever. `render` makes
     pictures for people, beside the observations; a game goes on the same with and without.
 
     Raises:
@@ -88,6 +88,7 @@ class VectorEnv:
         seed: int,
         role: str = "train",
         epoch: int = 0,
+        first_env: int = 0,
         synchronous: bool = False,
         batch_size: int | None = None,
         num_threads: int = 0,
@@ -158,7 +159,7 @@ class VectorEnv:
                 num_envs=num_envs,
                 batch_size=batch_size,
                 num_threads=self.num_threads,
-                seed=env_seeds(seed, epoch, role, num_envs),
+                seed=env_seeds(seed, epoch, role, num_envs, first_env),
                 **options,
             )
             self._describe(full_action_set, frame_skip)

@@ -47,7 +47,7 @@ class Learner:
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.optimizer = optimizer
-        self._params: list[Tensor] = list(network.parameters())
+        self.parameters: list[Tensor] = list(network.parameters())
         self._target_params: list[Tensor] = list(self.target.parameters())
         self._buffers, self._target_buffers = list(network.buffers()), list(self.target.buffers())
         self._double, self._munchausen = double, munchausen
@@ -55,7 +55,7 @@ class Learner:
         self._fused = bool(optimizer.defaults.get("fused"))
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
         self._create_moments()
-        device = self._params[0].device
+        device = self.parameters[0].device
         self.epsilon = torch.ones((), device=device)
         self._explore_key = rng.role_key(seed, "explore")
         # number of the group acted for, and of the update: what selects all randomness of acting and of learning
@@ -84,20 +84,20 @@ class Learner:
         reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
         batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
-        torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self._params)
+        torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self.parameters)
 
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place, after `warm_up`."""
-        networks = [*self._params, *self._target_params, *self._buffers, *self._target_buffers]
+        networks = [*self.parameters, *self._target_params, *self._buffers, *self._target_buffers]
         counters = [self.explore_counter, self.learn_counter, self.refused, self.refused_in_a_row]
         return [*networks, *self._moments, self.epsilon, *counters, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
-        for param in self._params:
+        for param in self.parameters:
             param.grad = torch.zeros_like(param)
         self.optimizer.step()  # of zero gradients: changes no weight
-        for param in self._params:
+        for param in self.parameters:
             param.grad = None
         for moment in self._moments:
             moment.zero_()
@@ -160,6 +160,11 @@ class Learner:
         )  # fmt: skip
         return reward, (next_log_policy_NA / temperature).exp(), next_value_NAK
 
+    def shared(self) -> list[Tensor]:
+        """What has to be the same on all ranks before the first update; the optimiser's moments follow from it."""
+        networks = [*self.parameters, *self._target_params, *self._buffers, *self._target_buffers]
+        return [tensor.detach() for tensor in networks]
+
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Epsilon-greedy actions for a batch of envs. int64 [B]"""
@@ -176,19 +181,30 @@ class Learner:
 
         A loss or gradient that is not finite changes nothing but the counters of such updates.
         """
+        parts, size_N = self.gradients(obs, action, reward, discount, next_obs, weight)
+        return self.step(parts, size_N)
+
+    def gradients(
+        self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The first half of an update: each parameter's gradient, the loss and the mean of Q(s, a); and as `update`."""
         for layer in self.online.spectral_layers:
             layer.iterate()
         loss, q_N, size_N = self._loss(obs, action, reward, discount, next_obs, weight, self.learn_counter)
-        grads = torch.autograd.grad(loss, self._params)
+        return [*torch.autograd.grad(loss, self.parameters), loss.detach(), q_N.mean()], size_N
+
+    def step(self, parts: Sequence[Tensor], size_N: Tensor) -> Tensor:
+        """The second half: steps along what `gradients` gave, or along its mean over several ranks."""
+        *grads, loss, q = parts
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        bad = ~(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         self._step(grads, norm, bad)
         if self._polyak > 0:
             self._follow()
         self.learn_counter += 1
         self.refused += bad
         self.refused_in_a_row.add_(1).mul_(bad)
-        figures = torch.stack([loss.detach(), q_N.mean(), norm, torch.ones_like(norm)])
+        figures = torch.stack([loss, q, norm, torch.ones_like(norm)])
         self._sums += torch.where(bad, 0.0, figures).double()
         return torch.where(bad, 0.0, size_N)
 
@@ -201,7 +217,7 @@ class Learner:
             self.optimizer.grad_scale, self.optimizer.found_inf = divisor, bad.to(norm.dtype)  # type: ignore[attr-defined]
             self._apply(grads)
             return
-        changed = [*self._params, *self._moments]
+        changed = [*self.parameters, *self._moments]
         saved = [tensor.detach().clone() for tensor in changed]
         self._apply([grad / divisor for grad in grads])
         with torch.no_grad():
@@ -209,27 +225,27 @@ class Learner:
                 tensor.copy_(torch.where(bad, old, tensor))
 
     def _apply(self, grads: Sequence[Tensor]) -> None:
-        for param, grad in zip(self._params, grads, strict=True):
+        for param, grad in zip(self.parameters, grads, strict=True):
             param.grad = grad
         self.optimizer.step()
 
     @property
     def _moments(self) -> list[Tensor]:
         """The optimiser's state."""
-        state = (value for param in self._params for value in self.optimizer.state[param].values())
+        state = (value for param in self.parameters for value in self.optimizer.state[param].values())
         return [value for value in state if isinstance(value, Tensor)]
 
     @torch.no_grad()
     def _follow(self) -> None:
         """Soft update of the target network: Lillicrap et al. 2016, after Polyak."""
-        torch._foreach_lerp_(self._target_params, self._params, self._polyak)
+        torch._foreach_lerp_(self._target_params, self.parameters, self._polyak)
         if self._buffers:
             torch._foreach_copy_(self._target_buffers, self._buffers)
 
     @torch.no_grad()
     def sync_target(self) -> None:
         """Hard update: target <- online, in place."""
-        torch._foreach_copy_(self._target_params + self._target_buffers, self._params + self._buffers)
+        torch._foreach_copy_(self._target_params + self._target_buffers, self.parameters + self._buffers)
 
     def read_metrics(self) -> dict[str, float]:
         """Means since the last call. A host sync: the one per log period."""
@@ -248,7 +264,7 @@ class Learner:
         """Everything a checkpoint needs of the learner, as named tensors."""
         moments = {
             f"{index}.{name}": value
-            for index, param in enumerate(self._params)
+            for index, param in enumerate(self.parameters)
             for name, value in self.optimizer.state[param].items()
         }
         return {
@@ -267,8 +283,8 @@ class Learner:
         self.learn_counter.copy_(state["random"]["learn_counter"])
         for name, value in state["optimizer"].items():
             index, key = name.split(".")
-            moments = self.optimizer.state[self._params[int(index)]]
+            moments = self.optimizer.state[self.parameters[int(index)]]
             if key in moments:
                 moments[key].copy_(value)
             else:
-                moments[key] = value.to(self._params[0].device).clone()
+                moments[key] = value.to(self.parameters[0].device).clone()

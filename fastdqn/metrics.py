@@ -48,7 +48,12 @@ class EpisodeTracker:
     Both restart at a reset row, so a score never leaks across a truncation.
     """
 
-    def __init__(self, num_envs: int, path: Path | None = None, *, seconds_before: float = 0.0) -> None:
+    WIDTH = 6  # numbers in a row: score, length, seconds, env steps of the run, env, truncated
+
+    def __init__(
+        self, num_envs: int, path: Path | None = None, *, seconds_before: float = 0.0, first_env: int = 0
+    ) -> None:
+        self._first_env = first_env
         self.score_N = np.zeros(num_envs)
         self.length_N = np.zeros(num_envs, np.int64)
         self.episodes = 0
@@ -68,14 +73,31 @@ class EpisodeTracker:
         done = terminated | truncated
         if not done.any():
             return
-        for env, cut in zip(env_id[done], truncated[done], strict=True):
-            self.episodes += 1
-            self.last_100.append(float(self.score_N[env]))
-            if self._csv is not None:
-                seconds = round(time.perf_counter() - self._started, 3)
-                self._rows.append(
-                    [float(self.score_N[env]), int(self.length_N[env]), seconds, env_steps, int(env), int(cut)]
-                )
+        seconds = round(time.perf_counter() - self._started, 3)
+        self.take(
+            [
+                [
+                    float(self.score_N[env]),
+                    float(self.length_N[env]),
+                    seconds,
+                    env_steps,
+                    self._first_env + int(env),
+                    cut,
+                ]
+                for env, cut in zip(env_id[done], truncated[done], strict=True)
+            ]
+        )
+
+    def take(self, rows: list[list[float]]) -> None:
+        """Counts finished games, this process's or another rank's."""
+        self.episodes += len(rows)
+        self.last_100.extend(row[0] for row in rows)
+        self._rows += [[float(score), int(length), seconds, *map(int, rest)] for score, length, seconds, *rest in rows]
+
+    def taken(self) -> list[list[float]]:
+        """The games since the last call or `flush`, for another rank to count."""
+        rows, self._rows = self._rows, []
+        return rows
 
     @property
     def score_mean_100(self) -> float | None:
@@ -87,8 +109,8 @@ class EpisodeTracker:
 
     def flush(self) -> None:
         """Writes the games that ended since the last call. Raises OSError where the disk does not take them."""
+        rows = self.taken()
         if self._csv is not None and self._file is not None:
-            rows, self._rows = self._rows, []
             self._csv.writerows(rows)
             self._file.flush()
 

@@ -1,13 +1,14 @@
 """From a Config to the parts of a run: device, threads, screen, games, ring, network, optimiser, learner."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from fastdqn import hardware
 from fastdqn.config import Config, UsageError
+from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
 from fastdqn.learner import Learner
 from fastdqn.memory import check_fits, keep_freed_memory
@@ -17,13 +18,22 @@ from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
 
 
-def resolve_device(name: str) -> torch.device:
-    """auto, cpu or cuda -> a device that exists."""
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda -> a device that exists; of several ranks on a machine each has a GPU of its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
         )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"nproc-per-node: rank {local_rank} finds {torch.cuda.device_count()} GPUs; start one process for each"
+        )
+    if local_rank == 0:
+        return torch.device("cuda")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,16 @@ class Parts:
     staging: Staging
 
 
-def build(config: Config, notes: list[str]) -> Parts:
-    """Builds the parts of a resolved config, and sets torch's global switches; appends to `notes` what was derived.
+def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
+    """Builds one rank's parts of a resolved config, and sets torch's global switches; adds to `notes` what was derived.
 
     Raises:
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
     """
-    device = resolve_device(config.device)
+    config = config.share(ranks.size)
+    device = resolve_device(config.device, ranks.local_rank)
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
-    threads = resolve_threads(config, device)
+    threads = resolve_threads(config, device, ranks.local_size)
     torch.set_num_threads(threads.learn)
     keep_freed_memory()
     tf32 = config.precision == "tf32"
@@ -63,7 +74,7 @@ def build(config: Config, notes: list[str]) -> Parts:
     screen = make_screen(config, device)
     if screen is not None:  # refused before the games are built; other tasks' rows are a few bytes
         _check_memory(config, device, screen.frame_shape, torch.uint8)
-    envs = make_envs(config, screen, threads.env, epoch=0)
+    envs = make_envs(config, screen, threads.env, epoch=0, first_env=ranks.rank * config.num_envs)
     frame_shape = envs.obs_shape if screen is None else screen.frame_shape
     frame_dtype = torch.float32 if screen is None else torch.uint8
     _check_memory(config, device, frame_shape, frame_dtype)
@@ -79,25 +90,28 @@ def build(config: Config, notes: list[str]) -> Parts:
         reward_clip=config.reward_clip,
         life_loss_terminal=config.life_loss_terminal,
         priority_exponent=config.priority_exponent if config.prioritized else None,
-        seed=config.seed,
+        seed=ranks.seed(config.seed),
         device=device,
     )
     torch.manual_seed(config.seed)
-    network = make_network(config, obs_shape, envs.num_actions, dtype).to(device)
-    learner = make_learner(config, network, device, compile=compile)
+    own = replace(config, seed=ranks.seed(config.seed))
+    network = make_network(own, obs_shape, envs.num_actions, dtype).to(device)
+    learner = make_learner(own, network, device, compile=compile)
+    ranks.share_(learner.shared())
     staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
     fire_action = _resolve_fire(config, envs)
     return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging)
 
 
-def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: int) -> VectorEnv:
-    """The games of an epoch: their seeds are hashed from the run's seed and the epoch."""
+def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: int, first_env: int) -> VectorEnv:
+    """The games of an epoch: their seeds are hashed from the run's seed, the epoch and their number in the job."""
     return VectorEnv(
         config.env,
         **({} if screen is None else screen.asked()),
         num_envs=config.num_envs,
         seed=config.seed,
         epoch=epoch,
+        first_env=first_env,
         synchronous=config.deterministic,
         num_threads=num_threads,
         sticky_actions=config.sticky_actions or 0.0,
@@ -134,8 +148,8 @@ class Threads(NamedTuple):
     learn: int  # torch, updating
 
 
-def resolve_threads(config: Config, device: torch.device) -> Threads:
-    """On a GPU torch's host side needs one thread.
+def resolve_threads(config: Config, device: torch.device, ranks: int = 1) -> Threads:
+    """On a GPU torch's host side needs one thread. The ranks of a machine share its cores equally.
 
     On CPU both share the cores. One core is left out of torch's team: OpenMP's barriers wait for the slowest member, so
     a single thread that loses its core to a game or to another program holds all of them up. Half the cores play: there
@@ -143,7 +157,7 @@ def resolve_threads(config: Config, device: torch.device) -> Threads:
     when the next group acts, and a team would wait for the cores it lost to them, so one thread acts; from 4 on the
     games are done by then and the team acts (measured, benchmarks/LOG.md).
     """
-    cores = hardware.cores()
+    cores = max(hardware.cores() // ranks, 1)
     env_threads = config.env_threads or min(config.num_envs, max(cores // 2, 1) if device.type == "cpu" else cores)
     torch_threads = config.torch_threads or (max(cores - 1, 1) if device.type == "cpu" else 1)
     return Threads(env_threads, torch_threads if config.replay_ratio >= 4 else 1, torch_threads)

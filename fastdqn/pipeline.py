@@ -5,6 +5,8 @@
     target <- online                                                                                          (3)
 
 All on one stream, so that (2) reads the ring after (1) has written it and (1) reads weights that no update is changing.
+With several ranks (2) is two graphs, and between backward and clip the host has the gradients averaged: a collective
+inside a graph would wait for a lost rank for ever.
 """
 
 import time
@@ -13,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastdqn.distributed import Bucket, Ranks
 from fastdqn.graphs import Graph, preserved
 from fastdqn.learner import Learner
 from fastdqn.replay import ReplayRing
@@ -27,6 +30,7 @@ class Pipeline:
             stands still to the step cap.
         preprocess: turns staged screens into the ring's, on the device; None: they are the ring's already.
         act_threads, learn_threads: torch threads on the CPU, of choosing actions and of an update.
+        ranks: with whom gradients are averaged.
     """
 
     def __init__(
@@ -40,10 +44,12 @@ class Pipeline:
         preprocess: Callable[[Tensor], Tensor] | None,
         act_threads: int,
         learn_threads: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self._learner, self._ring, self._staging = learner, ring, staging
         self._batch_size, self._fire_action, self._preprocess = batch_size, fire_action, preprocess
         self._act_threads, self._learn_threads = act_threads, learn_threads
+        self._ranks = ranks or Ranks()
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
         started = time.perf_counter()
@@ -54,7 +60,12 @@ class Pipeline:
             if self.queues:  # distinct lanes, as of a group
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
             self._append_and_act = Graph(self._append_and_act_once, device)
-            self._update = Graph(self._update_once, device)
+            if self._ranks.size == 1:
+                self._update = Graph(self._update_once, device)
+            else:
+                self._bucket = Bucket(learner.parameters)
+                self._gradients = Graph(self._gradients_once, device)
+                self._step = Graph(self._step_once, device)
             self._sync_target = Graph(learner.sync_target, device)
         self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture
 
@@ -74,7 +85,12 @@ class Pipeline:
     def update(self) -> None:
         """One optimiser step on a fresh sample."""
         torch.set_num_threads(self._learn_threads)
-        self._update()
+        if self._ranks.size == 1:
+            self._update()
+        else:
+            self._gradients()
+            self._average()
+            self._step()
 
     def sync_target(self) -> None:
         """Hard update of the target network."""
@@ -93,3 +109,19 @@ class Pipeline:
     def _update_once(self) -> None:
         batch = self._ring.sample(self._batch_size)
         self._ring.update_priorities(batch, self._learner.update(*batch[:6]))
+
+    def _gradients_once(self) -> None:
+        self._batch = self._ring.sample(self._batch_size)
+        parts, self._td_error_size = self._learner.gradients(*self._batch[:6])
+        self._bucket.fill(parts)
+
+    def _average(self) -> None:
+        """The mean of the ranks' gradients, with importance weights relative to the smallest P of the whole batch."""
+        priorities = self._ring.priorities
+        if priorities is not None:
+            ratio = self._ranks.smallest(priorities.least) / priorities.least
+            self._bucket.weigh(ratio**priorities.importance_exponent)
+        self._ranks.mean_(self._bucket.flat)
+
+    def _step_once(self) -> None:
+        self._ring.update_priorities(self._batch, self._learner.step(self._bucket.parts, self._td_error_size))

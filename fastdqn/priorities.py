@@ -8,6 +8,8 @@ A row of weight 0 covers no point, so it is never drawn. A million rows are 8 MB
 GPU a few microseconds, and a captured graph has no use for a tree of data-dependent steps. Schaul et al. 2016.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ class Priorities:
         self.weight = torch.zeros(rows, dtype=torch.int64, device=device)
         self.importance_exponent = torch.zeros((), device=device)  # beta, moved by the loop
         self.draw_counter = torch.zeros((), dtype=torch.int64, device=device)
+        self.least = torch.zeros((), dtype=torch.float64, device=device)  # smallest P(i) of the last draw
         self._sums = torch.zeros_like(self.weight)
         self._exponent, self._key = exponent, rng.role_key(seed, "prioritized replay")
 
@@ -61,6 +64,7 @@ class Priorities:
         self.draw_counter += 1
         row = torch.searchsorted(self._sums, point, right=True).clamp(max=len(self._sums) - 1)
         weight = self.weight[row].double()
+        self.least.copy_(torch.where(total > 0, weight.amin() / total.clamp(min=1), math.inf))
         importance = (weight.amin() / weight.clamp(min=1)) ** self.importance_exponent
         return row, torch.where(weight > 0, importance, 0.0).float()
 

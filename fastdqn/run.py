@@ -3,10 +3,10 @@
 import json
 import math
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 
 from fastdqn import hardware, large_tensors
 from fastdqn.checkpoint import Checkpoint
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config, refused_in_one_line
 from fastdqn.dashboard import Dashboard
+from fastdqn.distributed import join
 from fastdqn.exploration import linear_epsilon
-from fastdqn.metrics import EpisodeTracker, MetricsLog, PhaseTimer, RateWindow, Snapshot, resident_bytes
+from fastdqn.logs import Logs
+from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
 from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
@@ -25,23 +27,11 @@ from fastdqn.plan import plan
 from fastdqn.run_folder import RunFolder, trim
 from fastdqn.saver import Saver
 from fastdqn.schedules import LearningSchedule
+from fastdqn.signals import StopRequest
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
-
-
-@contextmanager
-def _refused_in_one_line(run_dir: str) -> Iterator[None]:
-    """Turns what a part refuses, and what the disk does, into a UsageError."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error
 
 
 class NotFiniteError(RuntimeError):
@@ -66,7 +56,9 @@ class Run:
 
     def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
         self.config, self.notes = config.resolved()
-        self.clock = Clock()
+        self.clock, self.stopping, self.logging = Clock(), False, False
+        self.stop: StopRequest | None = None
+        self._saves_replay = self.config.checkpoint_replay == "full"
         self.schedule = LearningSchedule(
             learning_starts=self.config.learning_starts,
             batch_size=self.config.batch_size,
@@ -75,8 +67,11 @@ class Run:
         )
         self.epoch, self.learn_from, self._seconds_before = 0, 0, 0.0
         self.phase = PhaseTimer("env", "act", "append", "learn", "log")
-        with _refused_in_one_line(config.run_dir):
-            parts = build(self.config, self.notes)
+        with refused_in_one_line(config.run_dir):
+            self.ranks = join(self.config.device)
+            if self.ranks.size > 1:
+                self._join_in()
+            parts = build(self.config, self.notes, self.ranks)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
             self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
@@ -91,14 +86,16 @@ class Run:
                 self._restore(saved)
             self.folder.describe(config.to_toml(), command, hardware.environment())
             self.episodes = EpisodeTracker(
-                config.num_envs, self.folder.path / "episodes.csv", seconds_before=self._seconds_before
+                self.envs.num_envs,
+                self.folder.path / "episodes.csv",
+                seconds_before=self._seconds_before,
+                first_env=self.ranks.rank * self.envs.num_envs,
             )
-            self._metrics = MetricsLog(self.folder.path / "metrics.jsonl")
+            tracker = None
+            if config.track != "off":
+                tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
+            self._logs = Logs(self.folder, self.episodes, tracker)
         self._saver = Saver(self.folder.checkpoints, saved=None if saved is None else saved.step)
-        self._logs_fail = False
-        self._tracker = None
-        if config.track != "off":
-            self._tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
         self.dashboard.print_plan(self.plan)
@@ -106,11 +103,12 @@ class Run:
             self.learner,
             self.ring,
             self.staging,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size // self.ranks.size,
             fire_action=self.fire_action,
             preprocess=None if self.screen is None else self.screen.preprocess,
             act_threads=self.threads.act,
             learn_threads=self.threads.learn,
+            ranks=self.ranks,
         )
         if saved is not None:
             self.episodes.episodes = saved.state["episodes"]
@@ -123,13 +121,29 @@ class Run:
         self._saved_period = self.frames // config.checkpoint_period_frames
         self._evaluated_period = self.frames // max(config.eval_period_frames, 1)
 
+    def _join_in(self) -> None:
+        """As one of several ranks: the first writes and shows, the others write into a folder that goes with them."""
+        part, size = self.config.share(self.ranks.size), self.ranks.size
+        self.notes.append(
+            f"{size} ranks, {self.ranks.local_size} on this machine: each plays {part.num_envs} of {self.config.num_envs} "
+            f"envs, stores {part.replay_capacity:,} frames and learns from {part.batch_size} of {self.config.batch_size}"
+        )
+        if self._saves_replay:
+            self._saves_replay = False
+            self.notes.append("checkpoint_replay: several ranks do not save their replay; resumed, they refill it")
+        if not self.ranks.first:
+            self._scratch = tempfile.TemporaryDirectory(prefix="fastdqn-rank-")  # removed when this process ends
+            self.config = replace(
+                self.config, run_dir=self._scratch.name, ui="quiet", track="off", eval_period_frames=0
+            )
+
     def _restore(self, saved: Checkpoint) -> None:
         """Goes on where `saved` was written, with new games; rows of the logs from beyond it are dropped."""
         state = saved.state
         self.clock = Clock(**{field: state[field] for field in asdict(self.clock)})
         self._seconds_before = state["wall_seconds"]
         self.learner.load_state(saved.tensors)
-        if self.config.checkpoint_replay == "full" and saved.large is not None:
+        if self._saves_replay and saved.large is not None:
             large_tensors.read_into(saved.large, self.ring.stored())
             self.ring.seam()
         else:
@@ -158,7 +172,9 @@ class Run:
     def _new_games(self) -> None:
         self.epoch += 1
         self.envs.close()
-        self.envs = make_envs(self.config, self.screen, self.threads.env, self.epoch)
+        config = self.config.share(self.ranks.size)
+        first_env = self.ranks.rank * config.num_envs
+        self.envs = make_envs(config, self.screen, self.threads.env, self.epoch, first_env)
         self.envs.on_stall = self.save_now
 
     def epsilon(self) -> float:
@@ -179,12 +195,23 @@ class Run:
     def frames(self) -> int:
         return self.clock.env_steps * self.config.action_repeat
 
-    def log_due(self) -> bool:
-        return time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS
+    def count(self, decisions: int) -> int:
+        """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""
+        before = self.clock.env_steps
+        agreed = self.ranks.agree(
+            decisions,
+            stop=self.stop is not None and self.stop.requested,
+            log=time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS,
+        )
+        self.clock.env_steps += agreed.decisions
+        self.stopping, self.logging = agreed.stop, agreed.log
+        return before
 
     def log(self) -> None:
         """One row of metrics.jsonl, one status, one drawing."""
-        self._logged = time.perf_counter()
+        if self.logging:  # all ranks are here
+            self._share_episodes()
+        self._logged, self.logging = time.perf_counter(), False
         self._losses = self.learner.read_metrics() or self._losses
         self.refused, self._refused_in_a_row = self.learner.read_refused()
         snapshot = self.snapshot()
@@ -205,24 +232,13 @@ class Run:
             **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
             "system/memory_bytes": snapshot.memory_bytes,
         }
-        with self._training_goes_on():
-            self._metrics.write(row)
-            if self._tracker is not None:
-                self._tracker.write(row)
-            self.episodes.flush()
-            self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
+        self._logs.write(row, frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
         self.dashboard.update(snapshot)
 
-    @contextmanager
-    def _training_goes_on(self) -> Iterator[None]:
-        """Makes a log that cannot be written a warning, one until the disk takes them again."""
-        try:
-            yield
-            self._logs_fail = False
-        except OSError as error:
-            if not self._logs_fail:
-                print(f"warning: the logs have a gap: {error}; training goes on", file=sys.stderr, flush=True)
-            self._logs_fail = True
+    def _share_episodes(self) -> None:
+        """Has the first rank count the other ranks' games too."""
+        mine = [] if self.ranks.first else self.episodes.taken()
+        self.episodes.take(self.ranks.gather(mine, EpisodeTracker.WIDTH))
 
     def check_finite(self) -> None:
         """Raises NotFiniteError once too many updates in a row were left out, as of the last `log`."""
@@ -264,6 +280,8 @@ class Run:
     def save(self) -> None:
         """Has a checkpoint written: learner and counters behind the loop's back, the replay, where asked for, at once."""
         self._saved_period = self.frames // self.config.checkpoint_period_frames
+        if not self.ranks.first:
+            return
         state = {
             **asdict(self.clock),
             "frames": self.frames,
@@ -275,7 +293,7 @@ class Run:
             "last_100": list(self.episodes.last_100),
             "wall_seconds": time.perf_counter() - self._started,
         }
-        large = self.ring.stored() if self.config.checkpoint_replay == "full" else None
+        large = self.ring.stored() if self._saves_replay else None
         started = time.perf_counter()
         self._saver.save(self.clock.env_steps, self.learner.state(), state, large)
         if large is not None:
@@ -285,6 +303,8 @@ class Run:
     def save_now(self) -> bool:
         """Whether a checkpoint of this moment is on the disk; where it could not be written, after a second try."""
         for _ in range(2):
+            if not self.ranks.first:
+                return True
             self.save()
             self._saver.wait()
             if self._saver.saved == self.clock.env_steps:
@@ -349,6 +369,9 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
+        if error is None:
+            self._share_episodes()
+            self.ranks.leave()
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
         self.unsaved = not self.save_for_resume()
         if self.config.eval_period_frames > 0 and finished:
@@ -361,13 +384,8 @@ class Run:
             self.dashboard.say(f"warning: {failure}")
         self.log()
         state = "failed" if error is not None or self.unsaved else "finished" if finished else "interrupted"
-        with self._training_goes_on():
-            self.folder.status(state, **self.summary())
+        self._logs.close(state, **self.summary())
         self.dashboard.close()
         self.dashboard.say(f"{state}: {self.folder.path}")
-        for log in (self.episodes, self._metrics, self._tracker):
-            with self._training_goes_on():
-                if log is not None:
-                    log.close()
         self.envs.close()
         self.folder.release()

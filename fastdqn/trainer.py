@@ -21,6 +21,7 @@ class TrainResult:
 
     summary: dict[str, Any]
     exit_code: int
+    first_rank: bool = True  # the one whose word counts, of several
 
 
 def train(
@@ -33,14 +34,14 @@ def train(
     """
     with StopRequest() as stop:
         run = Run(config, command, saved)
-        stop.on_ignored = run.save_for_resume
+        run.stop, stop.on_ignored = stop, run.save_for_resume
         run.envs.start()
         never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
         with no_garbage_collection(), never_again, run:
-            while run.clock.env_steps < run.config.total_env_steps and not stop.requested:
+            while run.clock.env_steps < run.config.total_env_steps and not run.stopping:
                 step_group(run)
                 with run.phase("log"):
-                    if run.log_due():
+                    if run.logging:
                         run.log()  # host sync 2 of 2: the sums of the log period
                         run.check_finite()
                     if run.checkpoint_due():
@@ -49,7 +50,7 @@ def train(
                             run.new_epoch()
                     if run.eval_due():
                         run.evaluate()
-    return TrainResult(run.summary(), 1 if run.unsaved else stop.exit_code)
+    return TrainResult(run.summary(), 1 if run.unsaved else stop.exit_code, run.ranks.first)
 
 
 def step_group(run: Run) -> None:
@@ -57,7 +58,7 @@ def step_group(run: Run) -> None:
     clock, phase = run.clock, run.phase
     with phase("env"):
         step = run.envs.recv()
-    before, clock.env_steps = clock.env_steps, clock.env_steps + int(np.count_nonzero(~step.first))
+    before = run.count(int(np.count_nonzero(~step.first)))
     with phase("append"):
         run.staging.put(
             env_id=step.env_id,

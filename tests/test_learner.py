@@ -395,7 +395,7 @@ def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name
         learner.update(**vector_batch(seed))
     learner.read_metrics()
     draw = np.random.default_rng(0)
-    before = [tensor.clone() for tensor in (*learner._params, *learner._moments)]
+    before = [tensor.clone() for tensor in (*learner.parameters, *learner._moments)]
     for fault in range(334):
         batch = vector_batch(fault)
         field = ("obs", "reward", "discount", "next_obs", "weight")[fault % 5]
@@ -408,10 +408,10 @@ def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name
             learner.load_state(copy.deepcopy({**learner.state()}))
             pytest.fail(f"fault {fault} in {field} was not noticed")
         assert torch.isfinite(size).all()
-        for tensor, old in zip((*learner._params, *learner._moments), before, strict=True):
+        for tensor, old in zip((*learner.parameters, *learner._moments), before, strict=True):
             assert torch.equal(tensor, old), "bit for bit as before"
     assert learner.read_refused() == (334, 334) and learner.read_metrics() == {}
     learner.update(**vector_batch())
     assert learner.read_refused() == (334, 0)
-    assert not torch.equal(learner._params[0], before[0])
+    assert not torch.equal(learner.parameters[0], before[0])
     assert all(np.isfinite(value) for value in learner.read_metrics().values())

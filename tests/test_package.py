@@ -28,8 +28,9 @@ ROWS = [
     {"run", "evaluation"},
     {"plan"},
     {"parts", "comparison"},
-    {"saver", "pipeline", "periodic_eval", "player", "history"},
+    {"logs", "saver", "pipeline", "periodic_eval", "player", "history"},
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "signals", "staging"},
+    {"distributed"},
     {"figures", "page"},
     {"charts"},
     {

@@ -25,6 +25,7 @@ def main(flags: Flags) -> int:
     import sys
 
     from fastdqn import checkpoint, runs
+    from fastdqn.distributed import RankLostError
     from fastdqn.run import NotFiniteError
     from fastdqn.trainer import train
 
@@ -38,9 +39,9 @@ def main(flags: Flags) -> int:
         if saved.state["env_steps"] >= config.total_env_steps:
             raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
         result = train(config, ["fastdqn", "resume", flags.run], saved)
-    except (checkpoint.CheckpointError, NotFiniteError) as error:
+    except (checkpoint.CheckpointError, NotFiniteError, RankLostError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if flags.json:
+    if flags.json and result.first_rank:
         print(json.dumps(result.summary))
     return result.exit_code

@@ -1,0 +1,55 @@
+"""What a run writes while it trains: metrics.jsonl, episodes.csv, status.json and a viewer's files.
+
+A disk that does not take them is no reason to lose hours of training: it is a warning, and the rows are left out.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastdqn.metrics import EpisodeTracker, MetricsLog
+from fastdqn.run_folder import RunFolder
+from fastdqn.tracking import Tracker
+
+
+class Logs:
+    """The open logs of `folder`.
+
+    Raises:
+        OSError: they cannot be opened; only here.
+    """
+
+    def __init__(self, folder: RunFolder, episodes: EpisodeTracker, tracker: Tracker | None) -> None:
+        self._folder, self._episodes, self._tracker = folder, episodes, tracker
+        self._metrics = MetricsLog(folder.path / "metrics.jsonl")
+        self._failing = False
+
+    def write(self, row: dict[str, Any], **figures: Any) -> None:
+        """A row of metrics, the games since the last one, and the run's status."""
+        with self._training_goes_on():
+            self._metrics.write(row)
+            if self._tracker is not None:
+                self._tracker.write(row)
+            self._episodes.flush()
+            self._folder.status("running", **figures)
+
+    def close(self, state: str, **figures: Any) -> None:
+        """The last status."""
+        with self._training_goes_on():
+            self._folder.status(state, **figures)
+        for log in (self._episodes, self._metrics, self._tracker):
+            with self._training_goes_on():
+                if log is not None:
+                    log.close()
+
+    @contextmanager
+    def _training_goes_on(self) -> Iterator[None]:
+        """Makes an error a warning: one, until the disk takes the logs again."""
+        try:
+            yield
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                print(f"warning: the logs have a gap: {error}; training goes on", file=sys.stderr, flush=True)
+            self._failing = True
