@@ -136,7 +136,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rpartition("] ")[2]  # without the place in the library's source
             raise RankLostError(f"rank {self.rank} of {self.size} has lost another rank, and ends: {reason}") from error
 
 
@@ -167,7 +167,7 @@ def join(device: str) -> Ranks:
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     ranks = Ranks(*(int(os.environ.get(name, only)) for name, only in zip(names, (0, 1, 0, 1), strict=True)))
-    if ranks.size > 1:
+    if ranks.size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
     return ranks
