@@ -1,0 +1,1 @@
+"""What raw EnvPool is asked, in processes of its own."""

@@ -1,0 +1,1 @@
+"""What EnvPool played when it was recorded."""
