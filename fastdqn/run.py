@@ -236,7 +236,8 @@ class Run:
         if self._tracker is not None:
             self._tracker.write(row)
         self.episodes.flush()
-        self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
+        self.folder.status("running", frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s,
+                           score_mean_100=snapshot.score_mean_100)  # fmt: skip
         self.dashboard.update(snapshot)
 
     def check_finite(self) -> None:
