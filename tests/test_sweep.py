@@ -43,6 +43,8 @@ def test_the_standard_sets_have_their_sizes_and_hold_each_other() -> None:
     sets = {name: set(games) for name, games in GAME_SETS.items()}
     assert [len(GAME_SETS[name]) for name in ("atari5", "atari10", "atari26", "atari57")] == [5, 10, 26, 57]
     assert [len(games) for games in sets.values()] == [5, 10, 26, 57]  # none twice
+    added = {"Amidar", "Bowling", "Frostbite", "KungFuMaster", "Riverraid"}
+    assert sets["atari10"] - sets["atari5"] == added
     assert sets["atari5"] < sets["atari10"] < sets["atari57"] < set(GAMES) and sets["atari26"] < sets["atari57"]
 
 
@@ -109,7 +111,9 @@ def test_what_runs_at_once_shares_the_machine(trials: int, cores: int, gpus: int
         (["--envs", "Pong", "--", "--learning-starts", "9"], "error: learning_starts=9: 64 envs need"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_trial(argv: list[str], message: str, tmp_path: Path, capsys) -> None:
+def test_what_cannot_work_is_refused_before_any_trial(
+    argv: list[str], message: str, tmp_path: Path, capsys, no_ray
+) -> None:
     assert main(["sweep", "-o", str(tmp_path / "out"), *argv]) == 2
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -144,7 +148,9 @@ def test_a_finished_sweep_is_only_compared_and_says_how_to_again(tmp_path: Path,
     assert sorted(folders) == sorted(str(path) for path in tmp_path.iterdir())
 
 
-def test_a_folder_says_what_its_trial_still_needs_and_other_settings_are_refused(tmp_path: Path, capsys) -> None:
+def test_a_folder_says_what_its_trial_still_needs_and_other_settings_are_refused(
+    tmp_path: Path, capsys, no_ray
+) -> None:
     def now_due() -> tuple[str, str]:
         (row,) = dry_run(capsys, "--envs", "Catch", "--presets", "catch", "--seeds", "1", "-o", tmp_path)["trials"]
         return row["due"], row["command"]
@@ -153,6 +159,7 @@ def test_a_folder_says_what_its_trial_still_needs_and_other_settings_are_refused
     assert now_due()[0] == "train"  # logs, and no checkpoint to go on from
     (run / "checkpoints" / "step_000000059999").mkdir(parents=True)
     (run / "checkpoints" / ".tmp_step_000000060000").mkdir()
+    (run / "checkpoints" / "step_by_hand").mkdir()
     assert now_due() == ("resume", f"fastdqn resume {run} --ui plain")
     other = ["sweep", "--envs", "Catch", "--presets", "catch", "-o", str(tmp_path), "--", "--gamma", "0.9"]
     assert main(other) == 2
@@ -230,26 +237,32 @@ def sweep(out: Path, *more: str) -> subprocess.Popen:
 
 @needs_ray
 @pytest.mark.long
-def test_of_four_trials_on_ray_the_one_that_is_killed_is_resumed_and_all_are_compared(tmp_path: Path) -> None:
+def test_of_four_trials_on_ray_those_that_are_killed_are_resumed_and_all_are_compared(tmp_path: Path) -> None:
     process = sweep(tmp_path)
-    victim = until(lambda: training(tmp_path))[0]  # type: ignore[index]
-    os.kill(runs.status(victim)["pid"], signal.SIGKILL)
+    first = until(lambda: training(tmp_path))[0]  # type: ignore[index]
+    os.kill(runs.status(first)["pid"], signal.SIGKILL)
+    second = until(lambda: [path for path in training(tmp_path) if path != first])[0]  # type: ignore[index]
+    stat = Path(f"/proc/{runs.status(second)['pid']}/stat").read_text()
+    os.kill(int(stat.rsplit(")", 1)[1].split()[1]), signal.SIGKILL)  # its parent, Ray's worker
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     figures = json.loads(out)  # and nothing else on stdout
+    killed = {first.name, second.name}
     assert {row["trial"]: (row["state"], row["tries"]) for row in figures["trials"]} == {
-        f"Catch__{preset}__s{seed}": ("finished", 2 if victim.name == f"Catch__{preset}__s{seed}" else 1)
-        for preset in ("catch", "cartpole") for seed in (1, 2)
-    }  # fmt: skip
-    assert f"{victim.name}: ended by signal 9" in err and "retry 1 of 2" in err
-    commands = (victim / "command.txt").read_text().splitlines()
-    assert [line.split()[1] for line in commands] == ["train", "resume"]
-    rows = runs.metrics(victim)
-    assert [row["global_step"] for row in rows] == sorted(row["global_step"] for row in rows)
+        name: ("finished", 2 if name in killed else 1)
+        for name in (f"Catch__{preset}__s{seed}" for preset in ("catch", "cartpole") for seed in (1, 2))
+    }
+    assert f"{first.name}: ended by signal 9" in err and "retry 1 of 2" in err
+    assert f"{second.name}: Ray: WorkerCrashedError" in err
+    for path in (first, second):
+        commands = (path / "command.txt").read_text().splitlines()
+        assert [line.split()[1] for line in commands] == ["train", "resume"]
+        steps = [row["global_step"] for row in runs.metrics(path)]
+        assert steps == sorted(steps)
     assert all(row["frames"] == 30_000 for row in figures["trials"])
     assert [(row["group"], row["seeds"]) for row in figures["compare"]["groups"]] == [("catch", 2), ("cartpole", 2)]
     assert not any("has not finished" in note for note in figures["compare"]["notes"])
-    assert list(tmp_path.glob(".*")) == []
+    assert list(tmp_path.glob(".*")) == []  # nothing was set aside, the sweep's own mark is gone
 
 
 @needs_ray
