@@ -123,6 +123,18 @@ RANDOM_AND_HUMAN_SCORES = {
     "Zaxxon": (32.5, 9173.3),
 }
 
+# Sets of games that results are reported on. atari5 and atari10 predict the median over all 57 (Aitchison et al. 2023,
+# arXiv 2210.02019); atari26 is the Atari 100k benchmark (Kaiser et al. 2020); atari57 is the set of Wang et al. 2016.
+_SETS = {
+    "atari5": "BattleZone DoubleDunk NameThisGame Phoenix Qbert",
+    "atari10": "Amidar BattleZone Bowling DoubleDunk Frostbite KungFuMaster NameThisGame Phoenix Qbert Riverraid",
+    "atari26": "Alien Amidar Assault Asterix BankHeist BattleZone Boxing Breakout ChopperCommand CrazyClimber "
+    "DemonAttack Freeway Frostbite Gopher Hero Jamesbond Kangaroo Krull KungFuMaster MsPacman Pong PrivateEye Qbert "
+    "RoadRunner Seaquest UpNDown",
+    "atari57": " ".join(RANDOM_AND_HUMAN_SCORES),
+}
+GAME_SETS = {name: games.split() for name, games in _SETS.items()}
+
 
 class EnvName(NamedTuple):
     """What a spelling of an environment means."""

@@ -3,16 +3,15 @@
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import tyro
 
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.arguments import parse, train_config
+from fastdqn.config import UsageError
 
 # commands whose flags and code are in commands/NAME.py: what it does, an example
 FURTHER = {
@@ -26,6 +25,7 @@ FURTHER = {
     "plot": ("curves, as picture or characters", "fastdqn plot runs/Breakout__* -o curves.png"),
     "compare": ("scores over seeds, with intervals", "fastdqn compare runs/Breakout__* --group-by preset"),
     "report": ("one page about a run", "fastdqn report runs/Breakout__fast__s1__..."),
+    "sweep": ("games x presets x seeds, on Ray", "fastdqn sweep --envs atari5 --presets fast,rainbow"),
 }
 COMMANDS = {
     "train": ("train an agent", "fastdqn train --num-envs 64"),
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command in FURTHER:
             module = importlib.import_module(f"fastdqn.commands.{command}")
-            return module.main(_parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
+            return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
         return {"train": _train, "eval": _eval, "profile": _profile}[command](rest)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn train")
+    config = train_config(argv, prog="fastdqn train")
     config.resolved()  # refuses before torch is imported
     from fastdqn.distributed import RankLostError
     from fastdqn.run import NotFiniteError
@@ -110,7 +110,7 @@ def _train(argv: list[str]) -> int:
 
 
 def _profile(argv: list[str]) -> int:
-    config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn profile")
+    config = train_config(argv, prog="fastdqn profile")
     config.resolved()  # refuses before torch is imported
     from fastdqn.commands import profile
 
@@ -124,7 +124,7 @@ def _profile(argv: list[str]) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    flags = _parse(EvalFlags, argv, default=None, prog="fastdqn eval")
+    flags = parse(EvalFlags, argv, default=None, prog="fastdqn eval")
     from fastdqn import runs
     from fastdqn.checkpoint import CheckpointError
     from fastdqn.evaluation import evaluate, format_result
@@ -153,51 +153,3 @@ def _eval(argv: list[str]) -> int:
     if flags.json:
         print(json.dumps(result))
     return 0
-
-
-def _preset(argv: list[str]) -> str:
-    """The value of --preset, the last if several (as tyro does): its values are the defaults of every other flag."""
-    preset = Config.preset
-    for index, word in enumerate(argv):
-        if word == "--preset" and index + 1 < len(argv):
-            preset = argv[index + 1]
-        elif word.startswith("--preset="):
-            preset = word.partition("=")[2]
-    return preset
-
-
-def _parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
-    counts = {field.name.replace("_", "-") for field in fields(kind) if field.type in (int, int | None)}
-    return tyro.cli(
-        kind,
-        args=_expand_counts(argv, counts),
-        prog=prog,
-        **({} if default is None else {"default": default}),
-    )
-
-
-# two digits of exponent: 1e999999999 would take all memory
-_COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kMB]?)", re.IGNORECASE)
-
-
-def _expand_counts(argv: list[str], counts: set[str]) -> list[str]:
-    """Writes 40M, 250k and 1e6 out in digits after the flags that count something; anything else is left as it is."""
-    expanded, counting = [], False
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        if word.startswith("--"):
-            counting = flag[2:].replace("_", "-") in counts
-            expanded.append(f"{flag}={_digits(value)}" if counting and equals else word)
-        else:
-            expanded.append(_digits(word) if counting else word)
-            counting = False
-    return expanded
-
-
-def _digits(text: str) -> str:
-    match = _COUNT.fullmatch(text)
-    if match is None:
-        return text
-    # a Fraction, because a float loses the last digits of a seed beyond 2^53
-    value = Fraction(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
-    return str(value.numerator) if value.denominator == 1 else text

@@ -17,6 +17,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def thread_counts(cores: int, num_envs: int, device: str) -> tuple[int, int]:
+    """EnvPool's and torch's threads on so many cores; `device` is "cpu" or "cuda".
+
+    On a GPU torch's host side needs one thread.
+
+    On a CPU both share the cores. One core is left out of torch's team: OpenMP's barriers wait for the slowest member,
+    so a single thread that loses its core to a game or to another program holds all of them up. Half the cores play:
+    there the updates are the bottleneck, and fewer games stand in their way (measured, benchmarks/LOG.md).
+    """
+    if device == "cpu":
+        return min(num_envs, max(cores // 2, 1)), max(cores - 1, 1)
+    return min(num_envs, cores), 1
+
+
 def default_device() -> torch.device:
     """CUDA where this torch has it, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -149,17 +149,13 @@ class Threads(NamedTuple):
 
 
 def resolve_threads(config: Config, device: torch.device, ranks: int = 1) -> Threads:
-    """On a GPU torch's host side needs one thread. The ranks of a machine share its cores equally.
+    """What the config asks for, else what suits the cores of this process; a machine's ranks share them equally.
 
-    On CPU both share the cores. One core is left out of torch's team: OpenMP's barriers wait for the slowest member, so
-    a single thread that loses its core to a game or to another program holds all of them up. Half the cores play: there
-    the updates are the bottleneck, and fewer games stand in their way. At low replay ratios the games are still playing
-    when the next group acts, and a team would wait for the cores it lost to them, so one thread acts; from 4 on the
-    games are done by then and the team acts (measured, benchmarks/LOG.md).
+    At low replay ratios the games are still playing when the next group acts, and a team would wait for the cores it
+    lost to them, so one thread acts; from 4 on the games are done by then and the team acts (benchmarks/LOG.md).
     """
-    cores = max(hardware.cores() // ranks, 1)
-    env_threads = config.env_threads or min(config.num_envs, max(cores // 2, 1) if device.type == "cpu" else cores)
-    torch_threads = config.torch_threads or (max(cores - 1, 1) if device.type == "cpu" else 1)
+    env_threads, torch_threads = hardware.thread_counts(max(hardware.cores() // ranks, 1), config.num_envs, device.type)
+    env_threads, torch_threads = config.env_threads or env_threads, config.torch_threads or torch_threads
     return Threads(env_threads, torch_threads if config.replay_ratio >= 4 else 1, torch_threads)
 
 

@@ -232,7 +232,12 @@ class Run:
             **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
             "system/memory_bytes": snapshot.memory_bytes,
         }
-        self._logs.write(row, frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s)
+        self._logs.write(
+            row,
+            frames=snapshot.frames,
+            frames_per_second=snapshot.frames_per_second_10s,
+            score_mean_100=snapshot.score_mean_100,
+        )
         self.dashboard.update(snapshot)
 
     def _share_episodes(self) -> None:

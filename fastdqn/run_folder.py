@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import re
 import shlex
 import time
@@ -46,7 +47,13 @@ class RunFolder:
 
     def status(self, state: str, **figures: Any) -> None:
         """Replaces status.json in one step, so that a reader never sees half of it."""
-        row = {"state": state, "pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **figures}
+        row = {
+            "state": state,
+            "pid": os.getpid(),
+            "node": platform.node(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **figures,
+        }
         self._replace("status.json", json.dumps(row) + "\n")
 
     def _replace(self, name: str, text: str) -> None:

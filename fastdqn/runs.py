@@ -50,11 +50,17 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def status(run: Path) -> dict[str, Any]:
-    """status.json: `state` is running, finished, interrupted or failed; empty before the first one is written."""
+    """status.json: `state` is running, finished, interrupted or failed, starting in a sweep; empty before the first."""
     try:
         return json.loads((run / "status.json").read_text())
     except FileNotFoundError:
         return {}
+
+
+def saved_step(run: Path) -> int | None:
+    """Env step of the newest checkpoint by its name, intact or not; None: there is none. Needs no torch."""
+    names = (path.name.removeprefix("step_") for path in (run / "checkpoints").glob("step_*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def environment(run: Path) -> dict[str, Any]:

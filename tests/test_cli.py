@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from fastdqn.arguments import expand_counts, preset_of, train_config
 from fastdqn.checkpoint import load
-from fastdqn.cli import _expand_counts, _parse, _preset, main
+from fastdqn.cli import main
 from fastdqn.config import Config, load_preset
 
 
@@ -85,22 +86,22 @@ def test_counts_take_human_units_after_count_flags_only() -> None:
         "--seed",
         "1k",
     ]
-    assert _expand_counts(argv, counts) == [
+    assert expand_counts(argv, counts) == [
         "--total-frames", "40000000", "--replay_capacity=1000000", "--run-dir", "40M", "--total-frames", "2500",
         "--seed", "1k",
     ]  # fmt: skip
-    assert _expand_counts(["--total-frames", "many"], counts) == ["--total-frames", "many"]
+    assert expand_counts(["--total-frames", "many"], counts) == ["--total-frames", "many"]
 
 
 def test_a_count_keeps_every_digit() -> None:
     for seed in ("9007199254740993", "9223372036854775807"):  # beyond 2^53 a float would change them
-        assert _expand_counts(["--seed", seed], {"seed"}) == ["--seed", seed]
-    assert _expand_counts(["--seed", "1.5e6"], {"seed"}) == ["--seed", "1500000"]
+        assert expand_counts(["--seed", seed], {"seed"}) == ["--seed", seed]
+    assert expand_counts(["--seed", "1.5e6"], {"seed"}) == ["--seed", "1500000"]
 
 
 @pytest.mark.parametrize("text", ["1_000_", "1__0", "1e400", "1.5"])
 def test_what_is_no_whole_count_is_left_to_the_parser(text: str) -> None:
-    assert _expand_counts(["--total-frames", text], {"total-frames"}) == ["--total-frames", text]
+    assert expand_counts(["--total-frames", text], {"total-frames"}) == ["--total-frames", text]
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--total-frames", text])
     assert stopped.value.code == 2
@@ -108,9 +109,8 @@ def test_what_is_no_whole_count_is_left_to_the_parser(text: str) -> None:
 
 def test_of_two_presets_the_last_gives_the_values_too() -> None:
     argv = ["--preset", "quick", "--preset=catch"]
-    assert _preset(argv) == "catch"
-    config = _parse(Config, argv, default=load_preset(_preset(argv)), prog="fastdqn train")
-    assert config == load_preset("catch")
+    assert preset_of(argv) == "catch"
+    assert train_config(argv, prog="fastdqn train") == load_preset("catch")
 
 
 def test_fastdqn_train_with_nothing_else_trains_breakout_to_its_first_updates(tmp_path) -> None:

@@ -19,16 +19,18 @@ SOURCES = [
 ROWS = [
     {"__main__"},
     {"cli"},
+    {"commands/sweep"},
     {"commands/presets", "commands/resume", "commands/profile", "commands/record", "commands/play"},
     {"commands/envs", "commands/doctor", "commands/export"},
     {"commands/plot", "commands/compare", "commands/report"},
     {"commands/model_card"},
     {"commands/__init__"},
+    {"arguments", "scale"},
     {"trainer", "rollout"},
     {"run", "evaluation"},
     {"plan"},
     {"parts", "comparison"},
-    {"logs", "saver", "pipeline", "periodic_eval", "player", "history"},
+    {"logs", "saver", "pipeline", "periodic_eval", "player", "history", "trials"},
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "signals", "staging"},
     {"distributed"},
     {"figures", "page"},
@@ -68,6 +70,7 @@ SEES_CONFIG = {
 SEES_CONFIG |= {"rollout", "commands/record", "commands/play"}
 SEES_CONFIG |= {"commands/envs", "commands/doctor", "commands/export", "commands/model_card"}
 SEES_CONFIG |= {"history", "commands/plot", "commands/report"}
+SEES_CONFIG |= {"arguments", "commands/sweep"}
 
 
 def imports_of(module: str) -> set[str]:

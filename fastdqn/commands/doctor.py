@@ -27,7 +27,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "--track tensorboard"),
     "wandb": ("wandb", "--track wandb"),
     "video": ("imageio-ffmpeg", "fastdqn record"),
-    "scale": ("ray", "fastdqn sweep over several machines"),
+    "scale": ("ray", "fastdqn sweep"),
 }
 
 

@@ -1,0 +1,201 @@
+"""Many trials on Ray: queue them, watch their folders, try again, stop them. Ray places; the folders hold the state.
+
+Every trial is one task. Ray runs as many as there are cores and GPUs for, and counts shares of a GPU without enforcing
+them. Ray's own retries are off: a trial that failed goes back into the queue here, and resumes from its checkpoint.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fastdqn import runs, trials
+from fastdqn.dashboard import clock, count, number
+from fastdqn.signals import StopRequest
+from fastdqn.trials import Ending, Trial
+
+LIVE_SECONDS, PLAIN_SECONDS = 1.0, 60.0  # between two tables; between two lines about a trial that just runs
+OBJECT_STORE_BYTES = 100_000_000  # trials exchange nothing, and Ray would reserve a third of the memory
+ORDER = ("running", "starting", "failed", "interrupted", "waiting", "finished")  # of the table, from the top
+
+
+@dataclass
+class Progress:
+    """A trial as the sweep sees it."""
+
+    trial: Trial
+    tries: int = 0
+    ended: str = ""  # "finished", "failed" or "interrupted" once it has; the folder says what it does until then
+    why: str = ""  # how the last try went wrong
+    before: dict[str, Any] = field(default_factory=dict)  # its status when it was queued
+
+    def row(self) -> dict[str, Any]:
+        """Its figures, from status.json."""
+        status = runs.status(self.trial.folder)
+        state = "waiting" if status == self.before else status.get("state", "starting")
+        figures = {key: status.get(key) for key in ("frames", "frames_per_second", "score_mean_100", "node")}
+        return {"trial": self.trial.name, "state": self.ended or state, "tries": self.tries, **figures, "why": self.why}
+
+
+@contextmanager
+def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
+    """The module ray, connected to the cluster at `address`, or, where that is empty, to one on this machine alone.
+
+    Raises:
+        ValueError: Ray is not installed, or no cluster answers.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        ray = import_module("ray")
+    except ImportError:
+        raise ValueError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
+    here = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else here))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"address={address or 'local'}: Ray does not answer ({reason}); ray start --head") from error
+    try:
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout may have to end in JSON alone
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+def run_all(
+    ray: Any, queue: Sequence[Progress], *, mark: Path, cpus: int, gpus: float, retries: int, board: "Board"
+) -> int:
+    """Runs every trial to its end, or until Ctrl-C or SIGTERM, on which each of them saves.
+
+    Args:
+        mark: see `trials.run`.
+        cpus, gpus: what each trial takes.
+        retries: how often a trial that failed is tried again.
+
+    Returns:
+        0; 1 if a trial failed for good; 130 or 143 if stopped.
+    """
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(trials.run)
+
+    def queued(progress: Progress) -> Any:
+        progress.tries, progress.before = progress.tries + 1, runs.status(progress.trial.folder)
+        return task.remote(progress.trial, mark)
+
+    # Ray has taken SIGTERM for itself, so only from here on are signals ours
+    with StopRequest() as stop, board:
+        pending = {queued(progress): progress for progress in queue}
+        stopping = False
+        while pending:
+            if stop.requested and not stopping:
+                stopping = True
+                board.say("stopping: each trial saves; once more ends them at once")
+                for reference in pending:
+                    ray.cancel(reference)
+            for reference in ray.wait(list(pending), timeout=0.5)[0]:
+                progress = pending.pop(reference)
+                code, progress.why = result(ray, reference)
+                if code == 0:
+                    progress.ended = "finished"
+                elif stopping:
+                    progress.ended, progress.why = "interrupted", ""
+                elif code == trials.WRONG_USAGE or progress.tries > retries:
+                    progress.ended = "failed"
+                    board.say(f"{progress.trial.name} failed: {progress.why}")
+                else:
+                    board.say(f"{progress.trial.name}: {progress.why}; retry {progress.tries} of {retries}")
+                    pending[queued(progress)] = progress
+            board.update([progress.row() for progress in queue])
+    return stop.exit_code or int(any(progress.ended == "failed" for progress in queue))
+
+
+def result(ray: Any, reference: Any) -> Ending:
+    """How a try ended, also where the worker or its whole node is gone."""
+    try:
+        return Ending(*ray.get(reference))
+    except ray.exceptions.RayError as error:
+        text = str(error).strip().splitlines() or [""]
+        return Ending(1, f"Ray: {type(error).__name__}, {text[-1].strip()}")
+
+
+class Board:
+    """Shows all trials: a live table on a terminal, else a line for each change and now and then one for who runs.
+
+    Args:
+        mode: "live", "plain", "quiet" or "auto", as of train.
+        totals: frames of each trial, by name.
+    """
+
+    def __init__(self, mode: str, stream: TextIO, totals: dict[str, int]) -> None:
+        self._console = Console(file=stream, highlight=False)
+        can_redraw = stream.isatty() and not self._console.is_dumb_terminal
+        self._mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._mode == "live" else None
+        self._totals, self._states = totals, {}
+        self._started = self._drawn = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Prints a line above the table."""
+        if self._mode != "quiet":
+            self._console.print(Text(line), soft_wrap=True)
+
+    def update(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Draws, if the last drawing is long enough ago; a change of state is a line at once."""
+        now = time.monotonic()
+        due = now - self._drawn >= (LIVE_SECONDS if self._live else PLAIN_SECONDS)
+        self._drawn = now if due else self._drawn
+        if self._live is not None and due:
+            self._live.update(table(rows, self._totals), refresh=True)
+        if self._mode == "plain":
+            for row in rows:
+                if self._states.get(row["trial"], "waiting") != row["state"] or (due and row["state"] == "running"):
+                    self.say(f"[{clock(now - self._started)}] {line(row, self._totals[row['trial']])}")
+        self._states = {row["trial"]: row["state"] for row in rows}
+
+    def __enter__(self) -> "Board":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def cells(row: dict[str, Any], total: int) -> list[str]:
+    """Frames, frames per second, score and node, in words."""
+    fps = row["frames_per_second"] if row["state"] in ("running", "finished") else None
+    return [
+        f"{count(row['frames'] or 0)}/{count(total)}",
+        "-" if fps is None else count(fps),
+        number(row["score_mean_100"], 2),
+        row["node"] or "-",
+    ]
+
+
+def line(row: dict[str, Any], total: int) -> str:
+    """`Pong__fast__s1 running frames=1.20M/40.0M fps=9.1k score100=-20.31 node=a`"""
+    names = ("frames", "fps", "score100", "node")
+    figures = " ".join(f"{name}={cell}" for name, cell in zip(names, cells(row, total), strict=True))
+    return f"{row['trial']} {row['state']} {figures}"
+
+
+def table(rows: Sequence[dict[str, Any]], totals: dict[str, int]) -> Table:
+    """The live view: who runs first, so that a small terminal cuts off what waits and what is done."""
+    done = sum(row["state"] == "finished" for row in rows)
+    drawn = Table(title=f"{done} of {len(rows)} trials finished", caption="score: mean of the last 100 games")
+    for name in ("trial", "state", "frames", "frames/s", "score", "node"):
+        drawn.add_column(name, justify="right" if name in ("frames", "frames/s", "score") else "left", no_wrap=True)
+    for row in sorted(rows, key=lambda row: ORDER.index(row["state"])):
+        state = row["state"] + (f", try {row['tries']}" if row["tries"] > 1 else "")
+        drawn.add_row(row["trial"], state, *cells(row, totals[row["trial"]]))
+    return drawn
