@@ -108,6 +108,19 @@ def test_a_rank_that_dies_ends_the_job_with_a_message_and_a_checkpoint(tmp_path:
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
 
+def test_sigterm_to_the_job_stops_all_ranks_at_one_step_and_saves(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = torchrun(2, "-m", "fastdqn", "train", *CATCH, "--total-frames", "100M", "--run-dir", str(run))
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.1)
+    job.terminate()
+    _, err = job.communicate(timeout=60)
+    assert "has lost another rank" not in err
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted" and checkpoint.load(run / "checkpoints").step == status["env_steps"] > 0
+
+
 def process_of_rank(rank: int, parent: int) -> int:
     for status in Path("/proc").glob("[0-9]*/stat"):
         fields = status.read_text().rpartition(")")[2].split()
