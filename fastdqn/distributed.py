@@ -159,16 +159,16 @@ class Bucket:
         self.flat[:-1] *= factor
 
 
-def join(device: str) -> Ranks:
+def join(*, cuda: bool) -> Ranks:
     """Finds the other ranks by what torchrun put into the environment.
 
     Args:
-        device: "cuda" has gradients travel by NCCL; what the host agrees on, and everything else, goes by Gloo.
+        cuda: tensors on GPUs travel by NCCL; what the host agrees on, and everything on a CPU, by Gloo.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     ranks = Ranks(*(int(os.environ.get(name, only)) for name, only in zip(names, (0, 1, 0, 1), strict=True)))
     if ranks.size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
     return ranks
 

@@ -68,7 +68,7 @@ class Run:
         self.epoch, self.learn_from, self._seconds_before = 0, 0, 0.0
         self.phase = PhaseTimer("env", "act", "append", "learn", "log")
         with refused_in_one_line(config.run_dir):
-            self.ranks = join(self.config.device)
+            self.ranks = join(cuda=self.config.device != "cpu" and torch.cuda.is_available())
             if self.ranks.size > 1:
                 self._join_in()
             parts = build(self.config, self.notes, self.ranks)

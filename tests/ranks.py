@@ -116,7 +116,7 @@ def averages_of_a_pipeline_are_weighed(ranks: Ranks) -> bool:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    ranks = distributed.join("cpu")
+    ranks = distributed.join(cuda=False)
     found = {
         "update": difference_from_the_whole_batch(ranks),
         "importance": difference_of_importance_weights(ranks),
