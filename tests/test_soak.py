@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastdqn.learner import compiled_graphs
 from tests.soak import CAPACITY, Series, judge, sample, thirds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +20,7 @@ def run_by_hand(**changes) -> dict[str, bool]:
              "system/compiled_graphs": lambda m: 2, "charts/refused_updates": lambda m: 0,
              "perf/fps": lambda m: 2_500 + 50 * (m % 2), "global_step": lambda m: 40_000 * m,
              "exit_code": lambda m: 130, "failed_slots": lambda m: 0} | changes  # fmt: skip
-    samples = [{"seconds": 60 * m} | {key: value[key](m) for key in ("resident_bytes", "threads", "descriptors")}
+    samples = [{"seconds": 60.0 * m} | {key: float(value[key](m)) for key in ("resident_bytes", "threads", "descriptors")}
                for m in range(31)]  # fmt: skip
     logged = ("system/compiled_graphs", "charts/refused_updates", "perf/fps", "global_step")
     rows = [{"wall_seconds": 60 * m} | {key: value[key](m) for key in logged} for m in range(31)]
@@ -67,6 +69,13 @@ def test_a_process_is_read_from_outside() -> None:
         found = sample(process.pid)
         process.kill()
     assert found["threads"] == 1 and found["descriptors"] == 4 and 1e6 < found["resident_bytes"] < 50e6
+
+
+def test_a_function_that_is_compiled_again_is_one_more_graph() -> None:
+    function, before = torch.compile(lambda x: x + 1, dynamic=False, backend="eager"), compiled_graphs()
+    for size, graphs in ((2, 1), (2, 1), (3, 2)):
+        function(torch.ones(size))
+        assert compiled_graphs() - before == graphs
 
 
 @pytest.mark.long
