@@ -21,6 +21,7 @@ WordZapper YarsRevenge Zaxxon
 # Other EnvPool tasks with discrete actions and vector observations.
 VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
 _TASK_ACTIONS = {"Acrobot-v1": 3, "CartPole-v1": 2, "Catch-v0": 3, "LunarLander-v3": 4, "MountainCar-v0": 3}
+_TASK_SIZES = {"Acrobot-v1": 6, "CartPole-v1": 4, "Catch-v0": 50, "LunarLander-v3": 8, "MountainCar-v0": 2}
 
 # Well-known tasks that are refused by name.
 _CONTINUOUS_TASKS = frozenset(
@@ -186,6 +187,11 @@ def num_actions(name: str) -> int:
     if name not in GAMES:
         raise KeyError(name)
     return _NUM_ACTIONS.get(name, FULL_ACTION_SET)
+
+
+def vector_size(task: str) -> int:
+    """Numbers in an observation of a vector task. KeyError: no such task."""
+    return _TASK_SIZES[task]
 
 
 def human_normalized_score(game: str, score: float) -> float | None:

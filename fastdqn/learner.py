@@ -10,11 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo.utils
 from torch import Tensor
 
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
 from fastdqn.networks import QNetwork
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has compiled in this process: if it grows while a run learns, one was compiled again."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 class Learner:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from fastdqn.control_groups import memory_headroom
+
 # action, reward, terminated, life_lost and done of one row
 _ROW_BYTES = 1 + 4 + 1 + 1 + 1
 _PRIORITY_BYTES = 8 + 8  # weight and running sum of one row
@@ -19,10 +21,18 @@ def required_bytes(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: free GPU memory, or available RAM within the control group's limit."""
+    """Bytes that can still be allocated: free GPU memory, or available RAM within the control groups' limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_available_ram(), _cgroup_headroom())
+    left = memory_headroom()
+    return _available_ram() if left is None else min(_available_ram(), left)
+
+
+def largest_capacity(
+    free: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype, *, prioritized: bool = False
+) -> int:
+    """Rows of the largest ring in `free` bytes; whole rows of lanes, so a multiple of `num_envs`."""
+    return max(free - num_envs * 8, 0) // (_bytes_per_row(obs_shape, obs_dtype, prioritized) * num_envs) * num_envs
 
 
 def check_fits(
@@ -41,14 +51,27 @@ def check_fits(
         ValueError: names replay_capacity, need, have, and the largest capacity that fits.
     """
     need = required_bytes(capacity, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
-    have = free_bytes(device) - reserve_bytes
+    have = max(free_bytes(device) - reserve_bytes, 0)
     if need <= have:
         return
-    lanes = max(have - num_envs * 8, 0) // (_bytes_per_row(obs_shape, obs_dtype, prioritized) * num_envs)
+    rest = f" beside {reserve_bytes / 1e9:.2f} GB for the rest" if reserve_bytes else ""
+    largest = largest_capacity(have, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
+    remedy = f"the largest that fits is --replay-capacity {largest}"
+    if largest == 0:
+        remedy = "no ring fits: end other programs, or lower --num-envs and --batch-size"
     raise ValueError(
-        f"replay_capacity={capacity}: needs {need / 1e9:.2f} GB on {device}, {max(have, 0) / 1e9:.2f} GB are free; "
-        f"the largest that fits is --replay-capacity {lanes * num_envs}"
+        f"replay_capacity={capacity}: needs {need / 1e9:.2f} GB on {device}, {have / 1e9:.2f} GB are free{rest}; {remedy}"
     )
+
+
+def check_host(needed: int, num_envs: int) -> None:
+    """Refuses what a run on a GPU needs of host memory. Raises ValueError: names num_envs, need and have."""
+    have = free_bytes(torch.device("cpu"))
+    if needed > have:
+        raise ValueError(
+            f"num_envs={num_envs}: games, staging and the rest need {needed / 1e9:.2f} GB of host memory, "
+            f"{have / 1e9:.2f} GB are free; end other programs, or lower --num-envs"
+        )
 
 
 def keep_freed_memory() -> bool:
@@ -77,19 +100,3 @@ def _available_ram() -> int:
     except OSError:
         pass
     return 1 << 62  # unknown: nothing to refuse by
-
-
-def _cgroup_headroom() -> int:
-    """Limit minus use of this process's control group, version 2 or 1; huge where there is none."""
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            text = (root / limit).read_text().strip()
-            if text != "max":
-                return max(int(text) - int((root / used).read_text()), 0)
-        except (OSError, ValueError):
-            continue
-    return 1 << 62

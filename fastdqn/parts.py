@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from fastdqn import hardware
+from fastdqn import hardware, preflight
 from fastdqn.config import Config, UsageError
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
 from fastdqn.learner import Learner
-from fastdqn.memory import check_fits, keep_freed_memory
+from fastdqn.memory import keep_freed_memory
 from fastdqn.networks import QNetwork
 from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen, screen_of
@@ -49,6 +49,7 @@ class Parts:
     ring: ReplayRing
     learner: Learner
     staging: Staging
+    memory: str  # what all of it takes of what was free, part by part
 
 
 def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
@@ -72,13 +73,10 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     # a debugging aid that costs a kernel per new tensor
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
     screen = make_screen(config, device)
-    if screen is not None:  # refused before the games are built; other tasks' rows are a few bytes
-        _check_memory(config, device, screen.frame_shape, torch.uint8)
+    frame_shape, frame_dtype = preflight.row_of(config, screen)
+    obs_shape = preflight.obs_shape_of(config, screen)
+    memory = preflight.check(config, device, screen, meta_network(config, screen, dtype), compile=compile)
     envs = make_envs(config, screen, threads.env, epoch=0, first_env=ranks.rank * config.num_envs)
-    frame_shape = envs.obs_shape if screen is None else screen.frame_shape
-    frame_dtype = torch.float32 if screen is None else torch.uint8
-    _check_memory(config, device, frame_shape, frame_dtype)
-    obs_shape = frame_shape if screen is None else (config.frame_stack, *frame_shape)
     ring = ReplayRing(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
@@ -100,7 +98,7 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     ranks.share_(learner.shared())
     staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
     fire_action = _resolve_fire(config, envs)
-    return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging)
+    return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging, memory)
 
 
 def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: int, first_env: int) -> VectorEnv:
@@ -119,18 +117,6 @@ def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: in
         noop_max=config.noop_max,
         max_episode_steps=config.max_episode_steps,
         frame_skip=config.frame_skip,
-    )
-
-
-def _check_memory(config: Config, device: torch.device, frame_shape: tuple[int, ...], frame_dtype: torch.dtype) -> None:
-    check_fits(
-        capacity=config.replay_capacity,
-        num_envs=config.num_envs,
-        obs_shape=frame_shape,
-        obs_dtype=frame_dtype,
-        device=device,
-        prioritized=config.prioritized,
-        reserve_bytes=1_000_000_000,  # networks, activations, the emulators
     )
 
 
@@ -212,6 +198,14 @@ def make_network(
         seed=config.seed,
         compute_dtype=compute_dtype,
     )
+
+
+def meta_network(config: Config, screen: Screen | None, compute_dtype: torch.dtype) -> QNetwork:
+    """The network of a resolved config without its memory, for the preflight to measure."""
+    with torch.device("meta"):
+        return make_network(
+            config, preflight.obs_shape_of(config, screen), preflight.num_actions(config), compute_dtype
+        )
 
 
 def make_optimizer(config: Config, network: QNetwork, device: torch.device) -> torch.optim.Optimizer:

@@ -8,7 +8,6 @@ import torch
 from fastdqn import __version__, hardware
 from fastdqn.config import Config
 from fastdqn.dashboard import count
-from fastdqn.memory import free_bytes
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
 
@@ -31,8 +30,8 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, at most "
         f"{count(envs.max_episode_steps)} env steps a game{fire}",
         f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
-        f"replay    {ring.num_envs * ring.lane_length:,} frames, {ring.nbytes / 1e9:.2f} GB on {device} "
-        f"({free_bytes(device) / 1e9:.1f} GB still free), {ring.num_envs} lanes of {ring.lane_length:,}",
+        f"replay    {ring.num_envs * ring.lane_length:,} frames in {ring.num_envs} lanes of {ring.lane_length:,}",
+        f"memory    {parts.memory}",
         f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
         f"updates of {config.batch_size} per env step, {target}",
         f"algorithm {_algorithm(config)}",

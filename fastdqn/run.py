@@ -18,6 +18,7 @@ from fastdqn.config import Config, refused_in_one_line
 from fastdqn.dashboard import Dashboard
 from fastdqn.distributed import join
 from fastdqn.exploration import linear_epsilon
+from fastdqn.learner import compiled_graphs
 from fastdqn.logs import Logs
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
 from fastdqn.parts import build, make_envs
@@ -231,6 +232,7 @@ class Run:
             "perf/fps": snapshot.frames_per_second_10s,
             **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
             "system/memory_bytes": snapshot.memory_bytes,
+            "system/compiled_graphs": compiled_graphs(),
         }
         self._logs.write(
             row,

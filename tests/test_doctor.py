@@ -14,7 +14,7 @@ from fastdqn import hardware
 from fastdqn.cli import main
 from fastdqn.commands import doctor
 from fastdqn.commands.doctor import Finding
-from fastdqn.memory import required_bytes
+from fastdqn.memory import check_fits
 
 
 def test_a_machine_that_trains_is_ready_and_every_check_says_what_it_saw(capsys: pytest.CaptureFixture) -> None:
@@ -87,22 +87,24 @@ def test_a_check_that_raises_has_failed_with_the_first_line_of_its_reason() -> N
 
 
 @pytest.mark.parametrize("free", [1_500_000_000, 8_100_000_000, 40_000_000_000])
-def test_the_largest_ring_is_the_largest_that_training_accepts(free: int) -> None:
-    fits = doctor.largest_ring(free)
-    lanes = 64
-    assert fits % lanes == 0
-    assert required_bytes(fits, lanes, (84, 84), torch.uint8) + 1_000_000_000 <= free
-    assert required_bytes(fits + lanes, lanes, (84, 84), torch.uint8) + 1_000_000_000 > free
+def test_the_largest_ring_is_the_largest_that_training_accepts(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device: free)
+    fits, rest = doctor.largest_ring(free)
+    shape = {"num_envs": 64, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": torch.device("cpu")}
+    assert fits % 64 == 0
+    check_fits(capacity=fits, reserve_bytes=rest, **shape)
+    with pytest.raises(ValueError, match=f"--replay-capacity {fits}$"):
+        check_fits(capacity=fits + 64, reserve_bytes=rest, **shape)
 
 
 @pytest.mark.parametrize(
-    ("free", "state"), [(40_000_000_000, "ok"), (3_000_000_000, "warning"), (900_000_000, "failed")]
+    ("free", "state"), [(40_000_000_000, "ok"), (3_000_000_000, "warning"), (400_000_000, "failed")]
 )
 def test_memory_is_judged_by_the_ring_that_fits(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device: free)
     finding = doctor.check_memory()
     assert finding.state == state
-    assert (f"--replay-capacity {doctor.largest_ring(free)}" in finding.remedy) == (state == "warning")
+    assert (f"--replay-capacity {doctor.largest_ring(free)[0]}" in finding.remedy) == (state == "warning")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from fastdqn.commands import emit
 from fastdqn.config import Config
 
 FRAME = (84, 84)
-RESERVE_BYTES = 1_000_000_000  # beside the ring, as training keeps it: networks, activations, the emulators
 DISK_BYTES = 1_000_000_000  # two checkpoints of the largest preset, logs and videos, with room
 EXTRAS = {
     "tensorboard": ("tensorboard", "--track tensorboard"),
@@ -180,26 +179,31 @@ def check_memory() -> Finding:
     from fastdqn.memory import free_bytes
 
     device, wanted = hardware.default_device(), Config.replay_capacity
-    free = free_bytes(device)
-    fits = largest_ring(free)
+    fits, rest = largest_ring(free := free_bytes(device))
     says = f"{free / 1e9:.1f} GB free on {device}, a ring of {fits:,} frames fits (default {wanted:,})"
     if fits >= wanted:
         return Finding("ok", says)
     if fits == 0:
-        return Finding("failed", says, "end other programs: training needs 1 GB beside the ring")
+        return Finding("failed", says, f"end other programs: training needs {rest / 1e9:.2f} GB beside the ring")
     return Finding("warning", says, f"fastdqn train --replay-capacity {fits}, or end other programs")
 
 
-def largest_ring(free: int) -> int:
-    """Frames of the largest standard ring with the default number of lanes in `free` bytes, the reserve kept."""
+def largest_ring(free: int) -> tuple[int, int]:
+    """Frames of the largest ring that `fastdqn train` accepts in `free` bytes, and the bytes that it keeps for the rest."""
     import torch
 
-    from fastdqn.memory import required_bytes
+    from fastdqn import hardware, preflight
+    from fastdqn.memory import largest_capacity
+    from fastdqn.networks import QNetwork
+    from fastdqn.screens import screen_of
 
-    lanes = Config.num_envs
-    empty = required_bytes(0, lanes, FRAME, torch.uint8)
-    row = required_bytes(lanes, lanes, FRAME, torch.uint8) - empty  # one in each lane
-    return max(free - RESERVE_BYTES - empty, 0) // row * lanes
+    device, config = hardware.default_device(), Config().resolved()[0]
+    screen = screen_of(config.observation, resize_on_device=device.type == "cuda", device=device)
+    dtype = torch.bfloat16 if hardware.has_bf16(device) else torch.float32
+    with torch.device("meta"):
+        network = QNetwork(preflight.obs_shape_of(config, screen), preflight.num_actions(config), compute_dtype=dtype)
+    rest = preflight.rest_of(preflight.needs_of(config, device, screen, network, compile=True), device)
+    return largest_capacity(max(free - rest, 0), config.num_envs, FRAME, torch.uint8), rest
 
 
 def check_cores() -> Finding:
