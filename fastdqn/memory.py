@@ -20,12 +20,15 @@ def required_bytes(
     return (capacity // num_envs) * num_envs * _bytes_per_row(obs_shape, obs_dtype, prioritized) + num_envs * 8
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: free GPU memory, or available RAM within the control groups' limits."""
+def free_bytes(device: torch.device, ranks: int = 1) -> int:
+    """Bytes that can still be allocated: free GPU memory, or available RAM within the control groups' limits.
+
+    RAM is shared equally by the `ranks` of this machine, which all ask before any of them allocates.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     left = memory_headroom()
-    return _available_ram() if left is None else min(_available_ram(), left)
+    return (_available_ram() if left is None else min(_available_ram(), left)) // ranks
 
 
 def largest_capacity(
@@ -44,6 +47,7 @@ def check_fits(
     device: torch.device,
     prioritized: bool = False,
     reserve_bytes: int = 0,
+    ranks: int = 1,
 ) -> None:
     """Refuses a ring that does not fit beside `reserve_bytes` for everything else.
 
@@ -51,12 +55,13 @@ def check_fits(
         ValueError: names replay_capacity, need, have, and the largest capacity that fits.
     """
     need = required_bytes(capacity, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
-    have = max(free_bytes(device) - reserve_bytes, 0)
+    have = max(free_bytes(device, ranks) - reserve_bytes, 0)
     if need <= have:
         return
     rest = f" beside {reserve_bytes / 1e9:.2f} GB for the rest" if reserve_bytes else ""
+    rest += f", for each of {ranks} ranks" if ranks > 1 else ""
     largest = largest_capacity(have, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
-    remedy = f"the largest that fits is --replay-capacity {largest}"
+    remedy = f"the largest that fits is --replay-capacity {largest}" + (" for each rank" if ranks > 1 else "")
     if largest == 0:
         remedy = "no ring fits: end other programs, or lower --num-envs and --batch-size"
     raise ValueError(
@@ -64,9 +69,9 @@ def check_fits(
     )
 
 
-def check_host(needed: int, num_envs: int) -> None:
+def check_host(needed: int, num_envs: int, ranks: int = 1) -> None:
     """Refuses what a run on a GPU needs of host memory. Raises ValueError: names num_envs, need and have."""
-    have = free_bytes(torch.device("cpu"))
+    have = free_bytes(torch.device("cpu"), ranks)
     if needed > have:
         raise ValueError(
             f"num_envs={num_envs}: games, staging and the rest need {needed / 1e9:.2f} GB of host memory, "

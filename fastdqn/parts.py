@@ -75,7 +75,8 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     screen = make_screen(config, device)
     frame_shape, frame_dtype = preflight.row_of(config, screen)
     obs_shape = preflight.obs_shape_of(config, screen)
-    memory = preflight.check(config, device, screen, meta_network(config, screen, dtype), compile=compile)
+    network = meta_network(config, screen, dtype)
+    memory = preflight.check(config, device, screen, network, compile=compile, ranks=ranks.local_size)
     envs = make_envs(config, screen, threads.env, epoch=0, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,

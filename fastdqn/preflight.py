@@ -66,8 +66,15 @@ def rest_of(table: list[Need], device: torch.device) -> int:
     return footprint.total(table, on_device=True, cuda=device.type == "cuda") - ring
 
 
-def check(config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool) -> str:
-    """The parts and what is free, in one line, if all of them fit. Raises ValueError if not: see `check_fits`."""
+def check(
+    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool, ranks: int = 1
+) -> str:
+    """The parts and what is free, in one line, if all of them fit. Raises ValueError if not: see `check_fits`.
+
+    Args:
+        config: one rank's.
+        ranks: how many of them this machine's memory has to hold.
+    """
     shape, dtype = row_of(config, screen)
     table = needs_of(config, device, screen, network, compile=compile)
     check_fits(
@@ -78,7 +85,8 @@ def check(config: Config, device: torch.device, screen: Screen | None, network: 
         device=device,
         prioritized=config.prioritized,
         reserve_bytes=rest_of(table, device),
+        ranks=ranks,
     )
     if device.type == "cuda":
-        check_host(footprint.total(table, on_device=False, cuda=True), config.num_envs)
-    return f"{footprint.describe(table)}; {footprint.size(free_bytes(device))} were free on {device}"
+        check_host(footprint.total(table, on_device=False, cuda=True), config.num_envs, ranks)
+    return f"{footprint.describe(table)}; {footprint.size(free_bytes(device, ranks))} were free on {device}"

@@ -15,7 +15,7 @@ from fastdqn.config import Config, load_preset
 from fastdqn.control_groups import _groups, memory_headroom
 from fastdqn.envs import VectorEnv
 from fastdqn.footprint import Need
-from fastdqn.memory import check_fits, check_host, largest_capacity
+from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity
 from fastdqn.metrics import resident_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.replay import ReplayRing
@@ -152,6 +152,16 @@ def test_where_no_ring_fits_nothing_useless_is_suggested() -> None:
     with pytest.raises(ValueError, match=r"replay_capacity=1000: .* no ring fits: end other programs"):
         check_fits(capacity=1_000, reserve_bytes=1 << 50, **shape)
     assert largest_capacity(10**9, 64, (84, 84), torch.uint8) == (10**9 - 512) // (64 * 7_064) * 64
+
+
+def test_the_ranks_of_a_machine_share_its_free_memory() -> None:
+    free = free_bytes(CPU)
+    assert free_bytes(CPU, ranks=4) == pytest.approx(free / 4, rel=0.05)  # others allocate meanwhile
+    capacity = free // 3 // 7064  # fits one rank, and does not fit each of four
+    settings = {"num_envs": 1, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": CPU}
+    check_fits(capacity=capacity, **settings)
+    with pytest.raises(ValueError, match=rf"^replay_capacity={capacity}: .*, for each of 4 ranks; .* for each rank$"):
+        check_fits(capacity=capacity, **settings, ranks=4)
 
 
 def test_a_host_too_small_for_a_run_on_a_gpu_is_refused() -> None:
