@@ -5,6 +5,7 @@ them. Ray's own retries are off: a trial that failed goes back into the queue he
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -55,16 +56,19 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
         ValueError: Ray is not installed, or no cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        ray = import_module("ray")
-    except ImportError:
-        raise ValueError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
     here = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray = import_module("ray")
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else here))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ImportError:
+        raise ValueError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"address={address or 'local'}: Ray does not answer ({reason}); ray start --head") from error
+        remedy = "see that it runs (ray start --head) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are its own"
+        raise ValueError(f"address={address or 'local'}: Ray does not answer ({reason}); {remedy}") from error
     try:
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout may have to end in JSON alone
             yield ray

@@ -124,6 +124,13 @@ def test_a_missing_ray_is_one_line_with_the_remedy(tmp_path: Path, capsys, no_ra
     assert capsys.readouterr().err == "error: sweep: Ray is not installed; pip install 'fastdqn[scale]'\n"
 
 
+def test_an_address_where_nobody_listens_is_told_at_once(tmp_path: Path, capsys, no_ray) -> None:
+    argv = ["--address", "127.0.0.1:1", "--cpus-per-run", "1", "--gpus-per-run", "0", "-o", str(tmp_path)]
+    assert main(["sweep", *CATCH, *argv]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: address=127.0.0.1:1: Ray does not answer (") and message.count("\n") == 1
+
+
 def test_help_imports_neither_ray_nor_torch() -> None:
     script = (
         "import sys\nfrom fastdqn.cli import main\n"
