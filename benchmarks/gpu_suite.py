@@ -5,7 +5,8 @@
 Each call runs the stages that are left and still fit the given minutes; a stage leaves its JSON in DIR at once and
 prints one line. `--archive FILE` ends each call with one tar of all results, cut into FILE.000, FILE.001, ... of at
 most 8 MB; where DIR is empty and such pieces are there, the call begins by unpacking them, so that a new machine goes on
-where the last one stopped. A stage that fails is recorded and passed over; `--retry` runs the failed ones again.
+where the last one stopped. A stage that fails is recorded and passed over; `--retry` runs the failed ones again. A learning
+run that was stopped in mid-way is resumed from its checkpoint once every other stage has had its turn.
 
 It needs what fastdqn needs and pytest. The commit comes from FASTDQN_COMMIT where there is no .git.
 """
@@ -30,12 +31,16 @@ GRACE_SECONDS = 40  # for a run that was told to stop: it saves and ends
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. `minutes` is what it takes at most; a `timed` one is stopped by SIGTERM when they are over."""
+    """One command. `minutes` is what it takes at most; a `timed` one is stopped by SIGTERM when they are over.
+
+    `resume` goes on with one that was stopped.
+    """
 
     name: str
     minutes: float
     command: list[str]
     timed: bool = False
+    resume: tuple[str, ...] = ()
 
 
 def stages(out: Path, device: str, quick: bool) -> list[Stage]:
@@ -58,6 +63,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
             [*python, "fastdqn", "train", "--env", game, "--device", device, "--total-frames", frames, "--json",
              "--ui", "plain", "--run-dir", str(out / f"learn-{game}"), *changes],
             timed=True,
+            resume=(*python, "fastdqn", "resume", str(out / f"learn-{game}"), "--ui", "plain", "--json"),
         )  # fmt: skip
 
     tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
@@ -88,11 +94,12 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
     ]  # fmt: skip
 
 
-def run(stage: Stage, out: Path, seconds: float) -> dict:
+def run(stage: Stage, out: Path, seconds: float, *, resume: bool = False) -> dict:
     """Runs one stage within `seconds`; its output goes to DIR/NAME.txt. Returns its record."""
     started = time.perf_counter()
-    with (out / f"{stage.name}.txt").open("w") as log:
-        process = subprocess.Popen(stage.command, stdout=subprocess.PIPE, stderr=log, text=True)
+    command = list(stage.resume) if resume else stage.command
+    with (out / f"{stage.name}.txt").open("a" if resume else "w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         stopped = False
         try:
             output, _ = process.communicate(timeout=max(seconds - GRACE_SECONDS, 1) if stage.timed else seconds)
@@ -106,14 +113,15 @@ def run(stage: Stage, out: Path, seconds: float) -> dict:
                 output, _ = process.communicate()
         log.write(output)
     lines = output.strip().splitlines()
-    good = process.returncode == 0 or (stage.timed and process.returncode == 128 + signal.SIGTERM)
+    cut = stage.timed and process.returncode == 128 + signal.SIGTERM
+    good = "done" if process.returncode == 0 or (cut and not stage.resume) else "stopped" if cut else "failed"
     record = {
-        "state": "done" if good else "failed",
+        "state": good,
         "exit_code": process.returncode,
         "stopped": stopped,
         "seconds": round(time.perf_counter() - started, 1),
         "last_line": lines[-1][:300] if lines else "",
-        "command": " ".join(["python", *stage.command[1:]]),
+        "command": " ".join(["python", *command[1:]]),
         "commit": hardware.commit(),
     }
     if lines and lines[-1].startswith("{"):
@@ -167,15 +175,16 @@ def main() -> int:
     (flags.out / "environment.json").write_text(json.dumps(hardware.environment(), indent=2) + "\n")
     wanted = [stage for stage in stages(flags.out, flags.device, flags.quick)
               if not flags.only or stage.name in flags.only.split(",")]  # fmt: skip
-    for stage in wanted:
-        known = state.get(stage.name, {}).get("state")
+    states = {stage.name: state.get(stage.name, {}).get("state") for stage in wanted}
+    for stage in sorted(wanted, key=lambda stage: states[stage.name] == "stopped"):  # those come last
+        known = states[stage.name]
         if known == "done" or (known == "failed" and not flags.retry):
             continue
         left = deadline - time.perf_counter()
         if left < 60 * stage.minutes:
             print(f"{stage.name}: {stage.minutes:g} minutes needed, {left / 60:.1f} left; the next call goes on here")
             break
-        state[stage.name] = run(stage, flags.out, 60 * stage.minutes)
+        state[stage.name] = run(stage, flags.out, 60 * stage.minutes, resume=known == "stopped")
         state_file.write_text(json.dumps(state, indent=2) + "\n")
         record = state[stage.name]
         print(f"{stage.name}: {record['state']} in {record['seconds']:.0f} s; {record['last_line'][:160]}", flush=True)

@@ -50,6 +50,25 @@ def test_a_timed_stage_is_told_to_stop_and_counts_as_done(tmp_path: Path, monkey
     assert run(python(code), tmp_path, 2)["state"] == "failed"  # only a timed stage may be cut short
 
 
+def test_a_learning_run_that_was_stopped_is_resumed_after_every_other_stage_had_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = tmp_path / "marks"
+    mark = f"import pathlib, sys; pathlib.Path({str(marks)!r}).open('a').write(sys.argv[1]); "
+    plan = [
+        Stage("learn", 0.01, [sys.executable, "-c", mark + "sys.exit(143)", "a"], timed=True,
+              resume=(sys.executable, "-c", mark + "sys.exit(0)", "b")),
+        Stage("other", 0.01, [sys.executable, "-c", mark, "c"]),
+    ]  # fmt: skip
+    monkeypatch.setattr(gpu_suite, "stages", lambda *_: plan)
+    monkeypatch.setattr(gpu_suite, "GRACE_SECONDS", -20)
+    for _ in range(3):
+        monkeypatch.setattr(sys, "argv", ["gpu_suite", "--out", str(tmp_path / "out"), "--minutes", "1"])
+        gpu_suite.main()
+    assert marks.read_text() == "acb"
+    assert capsys.readouterr().out.count("all stages are done") == 2
+
+
 def test_done_stages_are_not_run_again_and_failed_ones_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,152 @@
+"""Learning results: what finished runs reached, kept as JSON and a picture, and the README's table made of them.
+
+    python -m benchmarks.learning add NAME RUN... [--out benchmarks/results/learning]     one row, its seeds together
+    python -m benchmarks.learning table            writes the table between the README's two marks
+    python -m benchmarks.learning table --check    exit code 1 where the README says something else
+
+A row holds what the run folders say and nothing else: command, commit, hardware, status and the newest evaluation of each
+run. So a number without its run's summary cannot get into the table.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastdqn import atari, cli, runs
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "learning"
+MARKS = "<!-- learning results: python -m benchmarks.learning table -->", "<!-- end -->"
+HEAD = ["task", "command", "last 100 games of training", "evaluation, 100 games", "frames, games, time", "measured on"]
+# beside another program on the same cores, or on fewer of them, time says little; such rows name it in `note`
+FIGURES = ("seed", "frames", "env_steps", "updates", "episodes", "score_mean_100", "wall_seconds", "compile_seconds")
+EVALUATION = ("protocol", "episodes", "score_mean", "score_ci95", "score_median", "distinct_games", "epsilon")
+
+
+def row_of(folders: list[Path], note: str) -> dict[str, Any]:
+    """What the run folders of one setting say; they differ in their seeds."""
+    rows = []
+    for folder in folders:
+        status, evaluations = runs.status(folder), runs.evaluations(folder)
+        evaluation = {key: evaluations[-1][key] for key in EVALUATION} if evaluations else None
+        rows.append({**{key: status[key] for key in FIGURES}, "state": status["state"], "evaluation": evaluation})
+    status, environment = runs.status(folders[0]), runs.environment(folders[0])
+    commits = {runs.environment(folder)["commit"] for folder in folders}
+    if len(commits) > 1:
+        raise SystemExit(f"the runs are of several commits: {', '.join(sorted(commits))}")
+    words = (folders[0] / "command.txt").read_text().splitlines()[0].split()
+    return {
+        "task": status["env"], "preset": status["preset"], "command": " ".join(public(words)), "note": note,
+        "environment": environment, "runs": sorted(rows, key=lambda row: row["seed"]),
+    }  # fmt: skip
+
+
+def public(words: list[str]) -> list[str]:
+    """The command without what belongs to one machine or one seed."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--run-dir", "--seed", "--ui"):
+            skip = True
+        elif word != "--json" and not re.match(r"--(run-dir|seed|ui)=", word):
+            kept.append(word)
+    return kept
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """The row of the README's table."""
+    found = row["runs"]
+    environment = row["environment"]
+    evaluated = [run["evaluation"] for run in found if run["evaluation"]]
+    seeds = f"{len(found)} runs, seeds {', '.join(str(run['seed']) for run in found)}" if len(found) > 1 else "1 run"
+    where = environment["gpu"] or f"{environment['cores']} cores {environment['cpu']}"
+    frames, games = ({run[key] for run in found} for key in ("frames", "episodes"))
+    minutes = [run["wall_seconds"] / 60 for run in found]
+    cells = [
+        row["task"],
+        f"`{row['command']}`",
+        scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
+        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]),
+        f"{span(frames, 1e6)}M frames, {span(games, 1)} games, {span(minutes, 1)} min",
+        f"{where}; {environment['commit'][:7]}; {seeds}{'; ' + row['note'] if row['note'] else ''}; "
+        f"[{name}.json](benchmarks/results/learning/{name}.json)",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def scores(means: list[float], intervals: list[list[float]] | None = None) -> str:
+    """The scores of all seeds; of a single one with its interval."""
+    if not means:
+        return "not evaluated"
+    text = ", ".join(f"{mean:.3g}" if abs(mean) < 1_000 else f"{mean:,.0f}" for mean in means)
+    if intervals:
+        text += " (95 % " + ", ".join(f"{low:.3g} to {high:.3g}" for low, high in intervals) + ")"
+    if len(means) > 1:
+        text += f"; median {statistics.median(means):.3g}"
+    return text
+
+
+def random_play(task: str) -> str:
+    reference = atari.RANDOM_AND_HUMAN_SCORES.get(atari.parse_env(task).game)
+    return "" if reference is None else f" (random play {reference[0]:g})"
+
+
+def span(values: Any, unit: float) -> str:
+    low, high = (f"{bound(values) / unit:,.3g}" if bound(values) / unit < 1_000 else f"{bound(values) / unit:,.0f}"
+                 for bound in (min, max))  # fmt: skip
+    return low if low == high else f"{low} to {high}"
+
+
+def table(results: Path) -> str:
+    """Every row under `results`, by name."""
+    rows = [line(path.stem, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+    return "\n".join(["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |", *rows])
+
+
+def with_table(readme: str, results: Path) -> str:
+    """The README with the table between its marks."""
+    begin, end = MARKS
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"the README lacks {begin} or {end}")
+    return f"{before}{begin}\n{table(results)}\n{end}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("add")
+    add.add_argument("name")
+    add.add_argument("runs", nargs="+", type=Path)
+    add.add_argument("--note", default="", help="what a reader has to know, in a few words")
+    add.add_argument("--out", type=Path, default=RESULTS)
+    write = commands.add_parser("table")
+    write.add_argument("--check", action="store_true")
+    flags = parser.parse_args()
+    if flags.command == "add":
+        flags.out.mkdir(parents=True, exist_ok=True)
+        row = row_of(flags.runs, flags.note)
+        (flags.out / f"{flags.name}.json").write_text(json.dumps(row, indent=2) + "\n")
+        cli.main(["plot", *map(str, flags.runs), "--out", str(flags.out / f"{flags.name}.png")])
+        return 0
+    readme = ROOT / "README.md"
+    written, expected = readme.read_text(), with_table(readme.read_text(), RESULTS)
+    if flags.check:
+        if written != expected:
+            print(
+                "the README's learning results are not those of benchmarks/results/learning: run the command without --check",
+                file=sys.stderr,
+            )
+        return int(written != expected)
+    readme.write_text(expected)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
