@@ -34,6 +34,11 @@ def preset_of(argv: list[str]) -> str:
 def parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
     """An instance of the dataclass `kind`; `default` gives what argv leaves out, None: the fields' own defaults."""
     counts = {field.name.replace("_", "-") for field in fields(kind) if field.type in (int, int | None)}
+    switches = {field.name.replace("_", "-") for field in fields(kind) if field.type is bool}
+    for word in argv:
+        flag, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and equals and (name := flag.replace("_", "-").removeprefix("no-")) in switches:
+            raise UsageError(f"{name.replace('-', '_')}={value}: a switch takes no value; use --{name} or --no-{name}")
     return tyro.cli(
         kind,
         args=expand_counts(argv, counts),
@@ -62,7 +67,7 @@ def expand_counts(argv: list[str], counts: set[str]) -> list[str]:
 
 def _digits(text: str) -> str:
     match = _COUNT.fullmatch(text)
-    if match is None:
+    if match is None or len(text) > 100:  # beyond 4,300 digits Python converts no number
         return text
     # a Fraction, because a float loses the last digits of a seed beyond 2^53
     value = Fraction(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]

@@ -47,6 +47,12 @@ _LARGE = "replay.safetensors"
 _TEMPORARY = ".tmp_"
 _STEP_NAME = re.compile(r"step_(\d{12})")
 _FILE_NAME = re.compile(r"state\.json|\w+\.safetensors", re.ASCII)
+# of what a run puts into its state; the readers take these types for granted
+_KINDS = {
+    **dict.fromkeys(("env_steps", "frames", "updates", "target_syncs", "episodes", "epoch", "num_actions"), int),
+    **dict.fromkeys(("obs_shape", "last_100"), list),
+    **dict.fromkeys(("wall_seconds", "eval_score_mean"), int | float),
+}
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has some hundred
 
 
@@ -145,8 +151,10 @@ def load(root: Path) -> Checkpoint:
     A damaged one is skipped with a line on stderr that says what is wrong with it.
 
     Raises:
-        CheckpointError: there is none, or none is intact.
+        CheckpointError: there is none, none is intact, or `root` is a symlink.
     """
+    if root.is_symlink():  # resuming would write, and remove what is older, wherever it points to
+        raise CheckpointError(f"{root}: is a symlink, which is not followed; put the folder itself there")
     paths = checkpoints(root)
     for path in paths:
         try:
@@ -191,6 +199,9 @@ def read(path: Path) -> Checkpoint:
                 tensors[file.removesuffix(_TENSORS)] = safetensors.torch.load(data)
         if not isinstance(state, dict):
             raise CheckpointError(f"{_STATE} is missing or not an object")
+        for name in _KINDS.keys() & state.keys():
+            if not isinstance(state[name], _KINDS[name]):
+                raise CheckpointError(f"{_STATE} has a {name} that is of another type")
     return Checkpoint(path, step, tensors, state)
 
 

@@ -85,11 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
         return {"train": _train, "eval": _eval, "profile": _profile}[command](rest)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
         return 141
+
+
+def _one_line(message: str) -> str:
+    """What was given is quoted in the message: its control characters are escaped, the middle of a long text left out."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    return line if len(line) <= 1_000 else f"{line[:500]} ... {line[-500:]}"
 
 
 def _train(argv: list[str]) -> int:

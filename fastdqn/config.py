@@ -4,7 +4,9 @@ Units: an env step is one decision of one env, a frame is an emulator frame (4 p
 """
 
 import difflib
-import math
+import re
+import reprlib
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdqn.atari import EnvName, parse_env
+from fastdqn.atari import EnvName, fire_action, parse_env
 
 
 class UsageError(ValueError):
@@ -184,6 +186,11 @@ class Config:
         return self.frame_skip if self.name.is_atari else 1
 
     @property
+    def _has_fire(self) -> bool:
+        known = fire_action(self.name.game, full_action_set=self.full_action_set)
+        return self.name.is_atari and known is not None
+
+    @property
     def total_env_steps(self) -> int:
         """Env steps of the whole run, rounded up."""
         return -(-self.total_frames // self.action_repeat)
@@ -216,6 +223,8 @@ class Config:
             raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature, impala or auto")
         elif self.frame_stack == 1:
             notes.append(f"frame_stack 1: the network sees no motion in {self.name.canonical}; the usual is 4")
+        if self.fire_after_life_loss == "on" and not self._has_fire:
+            raise UsageError(f"fire_after_life_loss=on: {self.name.canonical} has no FIRE action; use auto or off")
         if self.encoder == "auto":
             changes["encoder"] = "nature" if self.name.is_atari else "mlp"
         if self.checkpoint_replay == "auto":
@@ -247,6 +256,8 @@ class Config:
             value = getattr(self, field)
             if value is not None and not low <= value <= high:  # NaN fails this too
                 raise UsageError(f"{field}={value}: give a number from {_bound(low)} to {_bound(high)}")
+        if re.search(r"[\0\ud800-\udfff]", self.run_dir):
+            raise UsageError(f"run_dir={self.run_dir}: is not Unicode text; name another folder")
         rows = self.frame_stack + self.n_step + 1
         if self.learning_starts < self.num_envs * rows:
             raise UsageError(
@@ -288,13 +299,22 @@ class Config:
         """Reads a run's config.toml.
 
         Raises:
-            UsageError: unreadable, not TOML, or a key or type that a Config does not have.
+            UsageError: unreadable, not TOML, a key or type that a Config does not have, or what `resolved` refuses.
         """
         try:
-            text = Path(path).read_text()
+            with Path(path).open("rb") as file:
+                data = file.read(_FILE_LIMIT + 1)
+            text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot be read ({error}); name a run's config.toml") from None
-        return cls().updated(_parse(text, str(path)), str(path))
+        if len(data) > _FILE_LIMIT:
+            raise UsageError(f"{path}: has more than {_FILE_LIMIT:,} bytes; name a run's config.toml")
+        config = cls().updated(_parse(text, str(path)), str(path))
+        try:
+            config.resolved()
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        return config
 
     def updated(self, values: Mapping[str, Any], source: str) -> "Config":
         """This config with `values` from `source` put in, names and types checked."""
@@ -304,7 +324,7 @@ class Config:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise UsageError(f"{source}: unknown field {name}; did you mean {near}?")
             if not _matches(known[name], value):
-                raise UsageError(f"{source}: {name}={value!r} has the wrong type; see fastdqn train --help")
+                raise UsageError(f"{source}: {name}={_shown(value)} has the wrong type; see fastdqn train --help")
         floats = {name: float(value) for name, value in values.items() if known[name] in (float, float | None)}
         return replace(self, **{**values, **floats})
 
@@ -342,6 +362,7 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
     "resize": ("observation", "standard"),
 }
 _INT31 = 2**31 - 1
+_FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB
 # inclusive ranges of what a field may be
 _RANGES: dict[str, tuple[float, float]] = {
     "num_envs": (1, 4096),
@@ -413,18 +434,26 @@ def preset_text(name: str) -> str:
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: not TOML ({error})") from None
+    except (ValueError, RecursionError) as error:  # also of numbers of 4,300 digits, and of brackets in brackets
+        raise UsageError(f"{source}: not TOML ({error}); correct it") from None
 
 
 def _matches(kind: Any, value: Any) -> bool:
     if kind in (int, int | None):
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # as TOML has them
     if kind in (float, float | None):
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind in (bool, str):
         return isinstance(value, kind)
     return value in kind.__args__  # a Literal
+
+
+def _shown(value: object) -> str:
+    """A value of any type and size, in a few words."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return "(a number of more than 4,300 digits)"
 
 
 def _bound(value: float) -> str:

@@ -199,6 +199,8 @@ def evaluate(
         raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
     if not 0 <= num_envs <= 4096:
         raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
+    if not 0 <= threads <= 1024:
+        raise UsageError(f"threads={threads}: give a number from 1 to 1024, or 0 for all cores")
     resolve_device(device)
     saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
     epsilon = rules.epsilon if epsilon is None else epsilon
@@ -292,10 +294,10 @@ def format_result(result: dict[str, Any]) -> str:
 
 
 def config_of(run: Path) -> Config:
-    """The resolved config of a run."""
+    """The resolved config of a run. UsageError where it has none, or one that cannot work."""
     if not (run / "config.toml").is_file():
         raise UsageError(f"run={run}: holds no run (no config.toml); name the folder that training printed")
-    return Config.load(run / "config.toml")
+    return Config.load(run / "config.toml").resolved()[0]
 
 
 def envs_of(
@@ -353,7 +355,7 @@ def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> None:
     """Copies the checkpoint to `root`, with its score, if it beats what is there."""
     if checkpoint.checkpoints(root):
         best = checkpoint.load(root)
-        if best.state["eval_score_mean"] > score_mean:
+        if best.state.get("eval_score_mean", -np.inf) > score_mean:
             return
     checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
 

@@ -57,8 +57,15 @@ def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fills `tensors` in place, on any device, from a file that `write` wrote with the same names, dtypes and shapes.
 
     Raises:
-        ValueError: a name, dtype or shape differs; nothing has been changed then.
+        ValueError: it is no such file, or a name, dtype or shape differs; nothing has been changed then.
     """
+    try:
+        _read_into(path, tensors)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path.name}: cannot be parsed ({error}); restore the checkpoint from a copy") from error
+
+
+def _read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with safetensors.safe_open(str(path), framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         for name, tensor in tensors.items():

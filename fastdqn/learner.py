@@ -282,13 +282,29 @@ class Learner:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restores `state()` in place; the optimiser's moments are made where missing."""
+        """Restores `state()` in place; the optimiser's moments are made where missing.
+
+        Raises:
+            ValueError: it is the state of another network or optimiser.
+        """
+        try:
+            self._load_state(state)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"config.toml: not what this checkpoint was trained with ({reason}); restore it"
+            ) from error
+
+    def _load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.online.load_state_dict(state["model"])
         self.target.load_state_dict(state["target"])
         self.explore_counter.copy_(state["random"]["explore_counter"])
         self.learn_counter.copy_(state["random"]["learn_counter"])
+        moments_of = {torch.optim.Adam: {"exp_avg", "exp_avg_sq"}, torch.optim.RMSprop: {"square_avg", "grad_avg"}}
         for name, value in state["optimizer"].items():
             index, key = name.split(".")
+            if key not in moments_of[type(self.optimizer)] | {"step"}:
+                raise ValueError(f"{type(self.optimizer).__name__} has no {key}")
             moments = self.optimizer.state[self.parameters[int(index)]]
             if key in moments:
                 moments[key].copy_(value)

@@ -98,7 +98,7 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())
     staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
-    fire_action = _resolve_fire(config, envs)
+    fire_action = None if config.fire_after_life_loss == "off" else envs.fire_action
     return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging, memory)
 
 
@@ -119,12 +119,6 @@ def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: in
         max_episode_steps=config.max_episode_steps,
         frame_skip=config.frame_skip,
     )
-
-
-def _resolve_fire(config: Config, envs: VectorEnv) -> int | None:
-    if config.fire_after_life_loss == "on" and envs.fire_action is None:
-        raise UsageError(f"fire_after_life_loss=on: {envs.env} has no FIRE action; use auto or off")
-    return None if config.fire_after_life_loss == "off" else envs.fire_action
 
 
 class Threads(NamedTuple):

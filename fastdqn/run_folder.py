@@ -16,7 +16,7 @@ class RunFolder:
     """Makes and fills `runs/{game}__{preset}__s{seed}__{time}/`, or the folder the user named.
 
     Raises:
-        ValueError: the folder already holds a run.
+        ValueError: the folder already holds a run, is in use, cannot be made, or holds a symlink.
     """
 
     def __init__(self, run_dir: str, *, game: str, preset: str, seed: int, resumed: bool = False) -> None:
@@ -29,6 +29,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run_dir={run_dir}: {error.strerror}; name a folder that can be written") from error
+        if links := sorted(entry.name for entry in self.path.iterdir() if entry.is_symlink()):  # even of the lock
+            raise ValueError(
+                f"run_dir={run_dir}: its {links[0]} is a symlink, which would be written through; remove it"
+            )
         self._lock = _locked(self.path)
         self.checkpoints = self.path / "checkpoints"
         for folder in (self.checkpoints, self.path / "eval", self.path / "videos"):

@@ -28,8 +28,11 @@ def find(name: str) -> Path:
         ValueError: there is no such run; names the nearest ones.
     """
     for path in (Path(name), RUNS / name):
-        if (path / "config.toml").is_file():
-            return path
+        try:
+            if (path / "config.toml").is_file():
+                return path
+        except OSError as error:  # a name that is too long, a folder that is not ours
+            raise ValueError(f"run={name}: {error.strerror}; name the folder that training printed") from None
     known = sorted(path.parent.name for path in RUNS.glob("*/config.toml"))
     near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else "name the folder that training printed"

@@ -8,6 +8,9 @@ import tyro
 
 from fastdqn.config import Config, UsageError
 
+# of state.json; eval does without
+NEEDED = ("env_steps", "frames", "updates", "target_syncs", "episodes", "last_100", "epoch", "wall_seconds")
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -36,6 +39,8 @@ def main(flags: Flags) -> int:
     config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
     try:
         saved = checkpoint.load(folder / "checkpoints")
+        if missing := [name for name in NEEDED if name not in saved.state]:
+            raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
         if saved.state["env_steps"] >= config.total_env_steps:
             raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
         result = train(config, ["fastdqn", "resume", flags.run], saved)
