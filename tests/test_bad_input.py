@@ -30,7 +30,7 @@ from fastdqn.trainer import train
 
 FIELDS = {field.name: field.type for field in fields(Config)}
 REMEDY = re.compile(
-    r"\b(give|use|name|nearest|did you mean|that fits|see fastdqn|correct it|leave it out|train a new)\b"
+    r"\b(give|use|name|nearest|did you mean|that fits|lower|see fastdqn|correct it|leave it out|train a new)\b"
 )
 TEXTS = [
     "", " ", "-", "--", "--json", "nan", "inf", "-inf", "0", "-1", "1_0", "1e99", "1e400", "1e-400", "0x10", "40M", "9e9B",
