@@ -88,7 +88,7 @@ def test_a_check_that_raises_has_failed_with_the_first_line_of_its_reason() -> N
 
 @pytest.mark.parametrize("free", [1_500_000_000, 8_100_000_000, 40_000_000_000])
 def test_the_largest_ring_is_the_largest_that_training_accepts(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device: free)
+    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: free)
     fits, rest = doctor.largest_ring(free)
     shape = {"num_envs": 64, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": torch.device("cpu")}
     assert fits % 64 == 0
@@ -101,7 +101,7 @@ def test_the_largest_ring_is_the_largest_that_training_accepts(free: int, monkey
     ("free", "state"), [(40_000_000_000, "ok"), (3_000_000_000, "warning"), (400_000_000, "failed")]
 )
 def test_memory_is_judged_by_the_ring_that_fits(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device: free)
+    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: free)
     finding = doctor.check_memory()
     assert finding.state == state
     assert (f"--replay-capacity {doctor.largest_ring(free)[0]}" in finding.remedy) == (state == "warning")
