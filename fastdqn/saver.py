@@ -12,12 +12,16 @@ from fastdqn import checkpoint
 
 
 class Saver:
-    """Writes one checkpoint at a time under `root`; what could not be written is a warning, and training goes on."""
+    """Writes one checkpoint at a time under `root`; what could not be written is a warning, and training goes on.
+
+    Two threads may save: the loop, and whoever saves on its behalf because it did not answer a signal or a watchdog.
+    """
 
     def __init__(self, root: Path, saved: int | None = None) -> None:
         self._root = root
         self.saved = saved  # step of the last checkpoint that is on the disk
         self._thread: threading.Thread | None = None
+        self._saving = threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -35,10 +39,12 @@ class Saver:
         `large` tensors are too large to copy: with them it returns when everything is on the disk, so that no row is
         overwritten before it is saved.
         """
-        self.wait()
-        host = checkpoint.to_host(tensors)
-        self._thread = threading.Thread(target=self._write, args=(step, host, state, large), name="checkpoint writer")
-        self._thread.start()
+        with self._saving:
+            self.wait()
+            host = checkpoint.to_host(tensors)
+            thread = threading.Thread(target=self._write, args=(step, host, state, large), name="checkpoint writer")
+            thread.start()
+            self._thread = thread
         if large is not None:
             self.wait()
 
@@ -46,7 +52,6 @@ class Saver:
         """Returns when nothing is left to write."""
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
 
     def _write(self, step: int, *parts: Any) -> None:
         try:

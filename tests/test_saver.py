@@ -53,3 +53,24 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture)
     saver.save(1, {"model": {}}, {})
     saver.wait()
     assert "training goes on" in capsys.readouterr().err
+
+
+def test_two_threads_that_save_at_once_write_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    saver, errors = Saver(tmp_path), []
+
+    def save_often(first: int) -> None:
+        try:
+            for step in range(first, first + 40, 2):
+                saver.save(step, {"model": {"w": torch.full((100,), float(step))}}, {})
+                saver.wait()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save_often, args=(first,)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and capsys.readouterr().err == ""
+    assert saver.saved in (38, 39) and not saver.busy
+    assert checkpoint.load(tmp_path).step in (38, 39)
