@@ -16,7 +16,7 @@ from fastdqn import hardware, large_tensors
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config, refused_in_one_line
 from fastdqn.dashboard import Dashboard
-from fastdqn.distributed import join
+from fastdqn.distributed import RankLostError, join
 from fastdqn.exploration import linear_epsilon
 from fastdqn.learner import compiled_graphs
 from fastdqn.logs import Logs
@@ -162,10 +162,7 @@ class Run:
         )
 
     def new_epoch(self) -> None:
-        """Begins new games, as a run that is resumed here has to: EnvPool cannot save a game.
-
-        Deterministic runs do so at every checkpoint, so that one that was interrupted ends bit for bit as one that was not.
-        """
+        """Begins new games, as a resumed run has to, for EnvPool cannot save one: so a deterministic run ends as if whole."""
         self._new_games()
         self.ring.seam()
         self.envs.start()
@@ -377,8 +374,11 @@ class Run:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
         if error is None:
-            self._share_episodes()
-            self.ranks.leave()
+            try:
+                self._share_episodes()
+                self.ranks.leave()
+            except RankLostError as lost:  # in the last moment: all that is missing is some games of its log
+                self.dashboard.say(f"warning: {lost}")
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
         self.unsaved = not self.save_for_resume()
         if self.config.eval_period_frames > 0 and finished:
