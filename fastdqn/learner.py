@@ -1,6 +1,7 @@
 """Online and target networks, the optimiser, `act` and `update`; the only caller of torch.compile.
 
-Two functions are compiled, each whole (`fullgraph=True`) and with static shapes: the Q-values to act on, and the loss.
+Three functions are compiled, each whole (`fullgraph=True`) and with static shapes: the Q-values to act on, the loss, and
+the step of an optimiser that torch has no fused kernel for.
 Scalars that change (epsilon, learning rate, counters) are 0-d tensors changed in place, and so are the weights: a
 Python number would recompile, a rebound tensor would be lost to a captured graph. N transitions, B envs, A actions.
 """
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch._dynamo.utils
 from torch import Tensor
+from torch.optim.rmsprop import rmsprop
 
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
@@ -28,7 +30,7 @@ class Learner:
 
     Args:
         network: a `QNetwork`; copied once for the target network.
-        optimizer: made over `network.parameters()`.
+        optimizer: made over `network.parameters()`; a fused one of torch's, or its RMSprop.
         double: take the next action, or policy, from the online network (Van Hasselt et al. 2016).
         munchausen: None, or (scale, temperature, floor) of Munchausen learning (Vieillard et al. 2020): the policy
             becomes soft, see `losses.munchausen_reward`.
@@ -59,6 +61,8 @@ class Learner:
         self._double, self._munchausen = double, munchausen
         self._polyak, self._max_grad_norm = polyak, max_grad_norm
         self._fused = bool(optimizer.defaults.get("fused"))
+        if not self._fused and not isinstance(optimizer, torch.optim.RMSprop):
+            raise TypeError(f"optimizer={type(optimizer).__name__}: make it with fused=True")
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
         self._create_moments()
         device = self.parameters[0].device
@@ -75,9 +79,10 @@ class Learner:
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
         self._q_values = torch.compile(self.q_values, **options) if compile else self.q_values
+        self._rmsprop = torch.compile(self._guarded_rmsprop, **options) if compile else self._guarded_rmsprop
 
     def warm_up(self, obs: Tensor, batch_size: int, *, act_threads: int = 1, learn_threads: int = 1) -> None:
-        """Compiles both functions for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
+        """Compiles every function for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
 
         A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
         """
@@ -90,7 +95,10 @@ class Learner:
         reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
         batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
-        torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self.parameters)
+        grads = torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self.parameters)
+        if not self._fused:
+            norm = torch.ones_like(self.epsilon)
+            self._step(grads, norm, bad=norm > 0)  # a step that is left out changes nothing
 
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place, after `warm_up`."""
@@ -219,21 +227,34 @@ class Learner:
         divisor = torch.ones_like(norm)
         if self._max_grad_norm > 0:
             divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
-        if self._fused:  # the fused step divides on its way, with no pass over the gradients of its own
-            self.optimizer.grad_scale, self.optimizer.found_inf = divisor, bad.to(norm.dtype)  # type: ignore[attr-defined]
-            self._apply(grads)
+        if self._fused:  # a fused step divides on its way, with no pass over the gradients of its own
+            self.optimizer.grad_scale, self.optimizer.found_inf = divisor.float(), bad.float()  # type: ignore[attr-defined]
+            for param, grad in zip(self.parameters, grads, strict=True):
+                param.grad = grad
+            self.optimizer.step()
             return
-        changed = [*self.parameters, *self._moments]
-        saved = [tensor.detach().clone() for tensor in changed]
-        self._apply([grad / divisor for grad in grads])
-        with torch.no_grad():
-            for tensor, old in zip(changed, saved, strict=True):
-                tensor.copy_(torch.where(bad, old, tensor))
+        states = [self.optimizer.state[param] for param in self.parameters]
+        self._rmsprop(
+            self.parameters, grads, divisor, bad, [state["square_avg"] for state in states],
+            [state["grad_avg"] for state in states if "grad_avg" in state], [state["step"] for state in states],
+        )  # fmt: skip
 
-    def _apply(self, grads: Sequence[Tensor]) -> None:
-        for param, grad in zip(self.parameters, grads, strict=True):
-            param.grad = grad
-        self.optimizer.step()
+    @torch.no_grad()
+    def _guarded_rmsprop(
+        self, params: list[Tensor], grads: Sequence[Tensor], divisor: Tensor, bad: Tensor,
+        square_avgs: list[Tensor], grad_avgs: list[Tensor], steps: list[Tensor],
+    ) -> None:  # fmt: skip
+        """torch's own RMSprop, taken back where `bad`. Compiled it is one pass over each tensor, eagerly a dozen."""
+        changed = [*params, *square_avgs, *grad_avgs, *steps]
+        saved = [tensor.clone() for tensor in changed]
+        group = self.optimizer.param_groups[0]
+        rmsprop(
+            params, [grad / divisor for grad in grads], square_avgs, grad_avgs, [], steps, foreach=False,
+            capturable=group["capturable"], lr=group["lr"], alpha=group["alpha"], eps=group["eps"],
+            weight_decay=0.0, momentum=0.0, centered=group["centered"],
+        )  # fmt: skip
+        for tensor, old in zip(changed, saved, strict=True):
+            tensor.copy_(torch.where(bad, old, tensor))
 
     @property
     def _moments(self) -> list[Tensor]:

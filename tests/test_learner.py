@@ -62,7 +62,11 @@ def test_with_one_hot_states_and_a_linear_network_the_update_is_tabular_q_learni
     network = nn.Linear(num_states, num_actions, bias=False).double()
     nn.init.zeros_(network.weight)
     learner = make_learner(
-        network, torch.optim.SGD(network.parameters(), lr=ALPHA), double=False, loss="mse", max_grad_norm=0.0
+        network,
+        torch.optim.SGD(network.parameters(), lr=ALPHA, fused=True),
+        double=False,
+        loss="mse",
+        max_grad_norm=0.0,
     )
     table, one_hot = np.zeros((num_states, num_actions)), torch.eye(num_states, dtype=torch.float64)
     choose = np.random.default_rng(0)
@@ -94,7 +98,7 @@ def test_gradients_equal_a_reference_written_from_the_equations(double: bool, lo
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     learner = make_learner(
-        network, torch.optim.SGD(network.parameters(), lr=1.0), double=double, loss=loss, max_grad_norm=0
+        network, torch.optim.SGD(network.parameters(), lr=1.0, fused=True), double=double, loss=loss, max_grad_norm=0
     )
     for param in learner.target.parameters():
         param.data.add_(torch.randn_like(param))
@@ -120,7 +124,7 @@ def test_gradients_are_scaled_down_to_the_maximal_norm_and_never_up() -> None:
         torch.manual_seed(0)
         network = nn.Linear(4, 2).double()
         learner = make_learner(
-            network, torch.optim.SGD(network.parameters(), lr=1.0), loss="mse", max_grad_norm=max_norm
+            network, torch.optim.SGD(network.parameters(), lr=1.0, fused=True), loss="mse", max_grad_norm=max_norm
         )
         batch = {name: value.double() if value.is_floating_point() else value
                  for name, value in random_batch((4,), 2, 8).items()}  # fmt: skip
@@ -133,22 +137,26 @@ def test_gradients_are_scaled_down_to_the_maximal_norm_and_never_up() -> None:
         assert moved == pytest.approx(expected if expected else raw, rel=1e-5)
 
 
-def test_the_fused_step_clips_as_the_plain_one() -> None:
-    """Adam's epsilon is large here, so that its step depends on the length of the gradient and not on its sign alone."""
-    moments = {}
-    for fused in (False, True):
+def test_every_optimizer_steps_along_the_clipped_gradient() -> None:
+    """The moments after one step tell the length of the gradient that reached them."""
+    lengths = {}
+    for name, first_moment in (("adam", "exp_avg"), ("rmsprop", "square_avg")):
         torch.manual_seed(0)
         network = nn.Linear(4, 2)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1.0, eps=1.0, fused=fused)
+        optimizer = OPTIMIZERS[name](network.parameters())
         learner = make_learner(network, optimizer, loss="mse", max_grad_norm=0.5)
         batch = random_batch((4,), 2, 8)
         learner.update(**{**batch, "obs": batch["obs"].float(), "next_obs": batch["next_obs"].float()})
         assert learner.read_metrics()["losses/grad_norm"] > 0.5
-        moments[fused] = [optimizer.state[param]["exp_avg"] for param in network.parameters()]
-    norm = torch.cat([moment.flatten() for moment in moments[True]]).norm().item()
-    assert norm == pytest.approx(0.1 * 0.5, rel=1e-4)  # the first moment is (1 - beta1) times the clipped gradient
-    for plain, fused in zip(moments[False], moments[True], strict=True):
-        assert torch.allclose(plain, fused, rtol=1e-5)
+        lengths[name] = torch.cat([optimizer.state[param][first_moment].flatten() for param in network.parameters()])
+    assert lengths["adam"].norm().item() == pytest.approx(0.1 * 0.5, rel=1e-4)  # (1 - beta1) g
+    assert lengths["rmsprop"].sum().item() == pytest.approx(0.1 * 0.5**2, rel=1e-4)  # (1 - alpha) g^2
+
+
+def test_an_optimizer_that_cannot_leave_a_step_out_is_refused() -> None:
+    network = nn.Linear(4, 2)
+    with pytest.raises(TypeError, match=r"optimizer=Adam: make it with fused=True"):
+        make_learner(network, torch.optim.Adam(network.parameters()))
 
 
 def test_sync_copies_the_online_weights_and_updates_leave_the_target_alone() -> None:
@@ -371,16 +379,42 @@ def test_rmsprop_steps_as_its_equation_says() -> None:
     learner = make_learner(network, optimizer, max_grad_norm=0.0)
     batch = random_batch((4,), 2, 8)
     old = network.weight.detach().clone()
-    learner.update(**{**batch, "obs": batch["obs"].float(), "next_obs": batch["next_obs"].float()})
-    grad = network.weight.grad
-    assert grad is not None
+    parts, size = learner.gradients(**{**batch, "obs": batch["obs"].float(), "next_obs": batch["next_obs"].float()})
+    learner.step(parts, size)
+    grad = parts[0]
     square, mean = 0.05 * grad**2, 0.05 * grad
     assert torch.allclose(network.weight, old - 0.1 * grad / ((square - mean**2).sqrt() + 0.01), atol=1e-6)
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_compiled_rmsprop_steps_as_torch_does_and_leaves_out_what_is_not_finite(centered: bool) -> None:
+    networks, optimizers, learners = [], [], []
+    for compile in (True, False):
+        torch.manual_seed(0)
+        networks.append(QNetwork((5,), 3, encoder="mlp", hidden_size=8))
+        settings = {"lr": 1e-2, "alpha": 0.9, "eps": 1e-3, "centered": centered}
+        optimizers.append(torch.optim.RMSprop(networks[-1].parameters(), **settings))
+        learners.append(make_learner(networks[-1], optimizers[-1], max_grad_norm=0.0, compile=compile))
+    compiled, (ours, theirs) = learners[0], networks
+    compiled.warm_up(vector_batch()["obs"], len(vector_batch()["obs"]))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)), "no step yet"
+    assert not any(moment.any() for moment in compiled._moments)
+    for seed in range(10):
+        parts, size = compiled.gradients(**vector_batch(seed))
+        for param, grad in zip(theirs.parameters(), parts, strict=False):
+            param.grad = grad.clone()
+        compiled.step(parts, size)
+        before = [tensor.clone() for tensor in (*compiled.parameters, *compiled._moments)]
+        compiled.step([parts[0] / 0.0, *parts[1:]], size)
+        after = (*compiled.parameters, *compiled._moments)
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True)), "a step with infinity in it"
+        optimizers[1].step()
+        for ours_param, param in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(ours_param, param, rtol=1e-5, atol=1e-6)
+
+
 OPTIMIZERS = {
     "adam": lambda params: torch.optim.Adam(params, lr=1e-3, fused=True),
-    "plain adam": lambda params: torch.optim.Adam(params, lr=1e-3),
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-3, alpha=0.9, centered=True, foreach=True),
 }
 
