@@ -235,9 +235,14 @@ class Learner:
             return
         states = [self.optimizer.state[param] for param in self.parameters]
         self._rmsprop(
-            self.parameters, grads, divisor, bad, [state["square_avg"] for state in states],
-            [state["grad_avg"] for state in states if "grad_avg" in state], [state["step"] for state in states],
-        )  # fmt: skip
+            self.parameters,
+            [grad.contiguous() for grad in grads],  # of one layout, from autograd and from other ranks: compiled once
+            divisor,
+            bad,
+            [state["square_avg"] for state in states],
+            [state["grad_avg"] for state in states if "grad_avg" in state],
+            [state["step"] for state in states],
+        )
 
     @torch.no_grad()
     def _guarded_rmsprop(

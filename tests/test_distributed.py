@@ -92,6 +92,14 @@ def test_two_ranks_learn_catch(tmp_path: Path) -> None:
     assert summary["updates"] == (summary["env_steps"] - 1_000) // 8  # replay ratio 8, 64 a batch, of the whole job
 
 
+def test_ranks_compile_the_step_of_rmsprop_once(tmp_path: Path) -> None:
+    """The averaged gradients lie otherwise in memory than autograd's own; a second compilation would be an error."""
+    words = [word for word in CATCH if word != "--no-compile"] + ["--optimizer", "rmsprop", "--total-frames", "4000"]
+    finished(torchrun(2, "-m", "fastdqn", "train", *words, "--run-dir", str(tmp_path / "run")))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "finished" and status["updates"] > 300
+
+
 def test_a_rank_that_dies_ends_the_job_with_a_message_and_a_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = torchrun(2, "-m", "fastdqn", "train", *CATCH, "--total-frames", "100M", "--checkpoint-period-frames", "4000",

@@ -122,10 +122,10 @@ def test_fire_is_executed_and_stored_after_a_lost_life(tmp_path) -> None:
     assert len(stored["off"]) > 4 and not (stored["off"] == 1).all()
 
 
-@pytest.mark.parametrize("resize", ["env", "device"])
-def test_nothing_is_compiled_again_once_the_loop_runs(resize: str, tmp_path) -> None:
+@pytest.mark.parametrize("changes", [{"resize": "env"}, {"resize": "device", "optimizer": "rmsprop"}])
+def test_nothing_is_compiled_again_once_the_loop_runs(changes: dict, tmp_path) -> None:
     """`train` forbids recompiles: a run over learning, target copies and logging would raise."""
-    config = replace(TINY, compile=True, resize=resize, run_dir=str(tmp_path / "run"))
+    config = replace(TINY, compile=True, **changes, run_dir=str(tmp_path / "run"))
     summary = train(config).summary
     assert summary["updates"] > 50 and summary["target_syncs"] > 1
 
