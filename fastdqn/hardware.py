@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 
+from fastdqn.control_groups import core_limit
+
 
 def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may run on, and whose time its control groups allow: more threads would be held up."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = core_limit()
+    return seen if limit is None else max(min(seen, int(limit)), 1)
 
 
 def thread_counts(cores: int, num_envs: int, device: str) -> tuple[int, int]:
@@ -34,17 +38,6 @@ def thread_counts(cores: int, num_envs: int, device: str) -> tuple[int, int]:
 def default_device() -> torch.device:
     """CUDA where this torch has it, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def core_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores whose time the control group (version 2 or 1) allows in all; None: no limit, or none to be seen."""
-    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
-        try:
-            quota, period = " ".join((root / file).read_text() for file in files).split()
-        except (OSError, ValueError):
-            continue
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    return None
 
 
 def cpu_name() -> str:

@@ -13,7 +13,7 @@ import torch
 
 from fastdqn import atari, footprint, parts, preflight
 from fastdqn.config import Config, load_preset
-from fastdqn.control_groups import _groups, memory_headroom
+from fastdqn.control_groups import _groups, core_limit, memory_headroom
 from fastdqn.envs import VectorEnv
 from fastdqn.footprint import Need
 from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity
@@ -239,6 +239,47 @@ def test_the_headroom_of_control_groups(
 
 def test_a_machine_without_proc_has_no_limit_to_be_seen(tmp_path: Path) -> None:
     assert memory_headroom(tmp_path) is None
+    assert core_limit(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mounts", "files", "limit"),
+    [
+        ("0::/a/b\n", V2_MOUNT.format(seen="/"), {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5),
+        ("0::/a/b\n", V2_MOUNT.format(seen="/"), {"a/cpu.max": "300000 100000", "a/b/cpu.max": "50000 25000"}, 2.0),
+        ("0::/\n", V2_MOUNT.format(seen="/"), {"cpu.max": "max 100000"}, None),
+        (V1_LINES, "", {"cpu/batch/cpu.cfs_quota_us": "400000", "cpu/batch/cpu.cfs_period_us": "100000"}, 4.0),
+        (V1_LINES, "", {"cpu/batch/cpu.cfs_quota_us": "-1", "cpu/batch/cpu.cfs_period_us": "100000"}, None),
+        (V1_LINES, "", {"cpu/other/cpu.cfs_quota_us": "400000", "cpu/other/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_the_tightest_limit_on_cores_counts(
+    cgroup: str, mounts: str, files: dict[str, str], limit: float | None, tmp_path: Path
+) -> None:
+    root = tree(tmp_path, cgroup, mounts, {})
+    for name, text in files.items():
+        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / name).write_text(text + "\n")
+    assert core_limit(root) == limit
+
+
+def test_as_many_threads_are_planned_as_a_real_control_group_allows_cores() -> None:
+    own = [folder for folder, version in _groups(Path("/"), "cpu") if (folder / version.cores[0]).exists()]
+    if not own:
+        pytest.skip("no processor control group is to be seen")
+    group = own[-1] / f"fastdqn-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        v1 = (group / "cpu.cfs_quota_us").exists()
+        (group / ("cpu.cfs_quota_us" if v1 else "cpu.max")).write_text("150000" if v1 else "150000 100000")
+        program = "from fastdqn import hardware; print(hardware.core_limit(), hardware.cores())"
+        enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), sys.executable, "-c", program]
+        assert subprocess.run(enter, capture_output=True, text=True, timeout=300).stdout == "1.5 1\n"
+    finally:
+        group.rmdir()
 
 
 class Group:
@@ -266,7 +307,7 @@ class Group:
 
 @pytest.fixture
 def group() -> Iterator[Group]:
-    own = [folder for folder, files in _groups(Path("/")) if (folder / files.limit).exists()]
+    own = [folder for folder, version in _groups(Path("/"), "memory") if (folder / version.limit).exists()]
     if not own:
         pytest.skip("no memory control group is to be seen")
     try:

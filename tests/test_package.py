@@ -52,8 +52,8 @@ ROWS = [
     },
     {"encoders", "statistics"},
     {"layers"},
-    {"hardware", "rng", "config", "control_groups"},
-    {"atari"},
+    {"hardware", "rng", "config"},
+    {"atari", "control_groups"},
     {"__init__"},
 ]
 SEES_CONFIG = {
