@@ -211,6 +211,8 @@ class Config:
             if self.frame_stack != 1:
                 changes["frame_stack"] = 1
                 notes.append(f"frame_stack {self.frame_stack} -> 1: {self.name.canonical} has vector observations")
+            if self.reward_clip:
+                notes.append(f"reward_clip: of {self.name.canonical}'s rewards only the sign counts; --no-reward-clip")
             if self.resize == "device":
                 raise UsageError(f"resize=device: {self.name.canonical} has no screen; use auto or env")
             if self.observation != "standard":

@@ -109,7 +109,7 @@ def impala(
     The Rainbow (Clark et al. 2024). uint8 [B, S, H, W] -> [B, F], F = 1,152 * width
     """
     stages: list[nn.Module] = []
-    channels = obs_shape[0]
+    channels, sizes = obs_shape[0], list(obs_shape[1:])
     for index, out in enumerate((16 * width, 32 * width, 32 * width)):
         first = ScreenConv2d(channels, out, 3, 1, compute_dtype, padding=1)
         stages += [
@@ -118,8 +118,20 @@ def impala(
             ResidualBlock(out, layer_norm=layer_norm, spectral_norm=spectral_norm),
             ResidualBlock(out, layer_norm=layer_norm, spectral_norm=spectral_norm),
         ]
-        channels = out
-    return nn.Sequential(*stages, nn.ReLU(), nn.AdaptiveMaxPool2d(6), nn.Flatten())
+        channels, sizes = out, [(size + 1) // 2 for size in sizes]
+    return nn.Sequential(*stages, nn.ReLU(), max_pool_to_6(sizes), nn.Flatten())
+
+
+def max_pool_to_6(sizes: list[int]) -> nn.Module:
+    """`nn.AdaptiveMaxPool2d(6)` on maps of these sizes; with fixed windows where it has them.
+
+    Torch has no deterministic gradient of the adaptive one on CUDA.
+    """
+    windows = [(size // 6, size // 6, 0) if size % 6 == 0 else (3, 2, 1) for size in sizes]
+    if any(size % 6 and size != 11 for size in sizes):  # 84 pixels leave 11
+        return nn.AdaptiveMaxPool2d(6)
+    kernel, stride, padding = zip(*windows, strict=True)
+    return nn.MaxPool2d(kernel, stride, padding)
 
 
 class Cast(nn.Module):

@@ -83,6 +83,8 @@ def test_a_vector_task_under_an_image_preset_is_unstacked_and_says_so() -> None:
     config, notes = replace(Config(), env="CartPole-v1").resolved()
     assert (config.frame_stack, config.encoder, config.action_repeat) == (1, "mlp", 1)
     assert any("frame_stack 4 -> 1" in note for note in notes)
+    assert any("reward_clip: of CartPole-v1's rewards only the sign counts" in note for note in notes)
+    assert load_preset("lunar-lander").resolved()[1] == []
 
 
 def test_a_game_under_a_preset_for_vector_tasks_says_that_it_sees_one_frame() -> None:

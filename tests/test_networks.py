@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdqn import encoders, rng
 from fastdqn.encoders import fold_blocks, fold_weight, nature
@@ -75,6 +75,24 @@ def small(**settings) -> QNetwork:
 def test_the_wide_encoder_has_the_tutorials_flattened_size() -> None:
     encoder = encoders.wide((3, 185, 95), torch.float32, layer_norm=False)
     assert encoder(screens(2, 3, 185, 95)).shape == (2, 128 * 19 * 8)
+
+
+@pytest.mark.parametrize("shape", [(84, 84), (185, 95), (100, 70)])
+def test_impalas_last_pool_is_the_adaptive_one_and_its_gradient_too(shape: tuple[int, int]) -> None:
+    """With fixed windows for both screens, since on CUDA the adaptive one has no deterministic gradient."""
+    encoder = encoders.impala((1, *shape), torch.float32, width=1, layer_norm=False, spectral_norm=False)
+    pool = encoder[-2]
+    assert isinstance(pool, nn.AdaptiveMaxPool2d) == (shape == (100, 70))
+    with torch.no_grad():
+        sizes = encoder[:-2](torch.zeros(1, 1, *shape, dtype=torch.uint8)).shape[2:]
+    ours = torch.randint(0, 9, (2, 3, *sizes)).float().requires_grad_()  # with ties
+    theirs = ours.detach().clone().requires_grad_()
+    weight = torch.randn(2, 3, 6, 6)
+    (pool(ours) * weight).sum().backward()
+    (nn.AdaptiveMaxPool2d(6)(theirs) * weight).sum().backward()
+    assert torch.equal(pool(ours), nn.AdaptiveMaxPool2d(6)(theirs))
+    assert ours.grad is not None and theirs.grad is not None
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [1, 2])
