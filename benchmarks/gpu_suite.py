@@ -66,6 +66,12 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
             resume=(*python, "fastdqn", "resume", str(out / f"learn-{game}"), "--ui", "plain", "--json"),
         )  # fmt: skip
 
+    choices = [
+        "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
+        "--resize env", "--env-threads 14", "--env-threads 12", "--seconds", "3",
+    ]  # fmt: skip
+    if device == "cpu":
+        choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
     tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
     return [
         Stage("tests", 6.0, [*python, "pytest", "-q", *tests]),
@@ -83,7 +89,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         learning("Breakout"),
         ladder("ladder-batch-512", "--num-envs", "128", "--replay-ratio", "8", "--batch-size", "512"),
         ladder("ladder-sizes", "--num-envs", "32" if quick else "16,128,256", "--replay-ratio", "8"),
-        ladder("ladder-resize-in-env", "--num-envs", "64", "--replay-ratio", "8", "--resize", "env"),
+        Stage("choices", 8.5, [*python, "benchmarks.choices", *choices, "--out", str(out)]),
         Stage("learner", 4.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
         Stage("parts", 9.0, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
                              *(["--quick", "--only", "Double;prioritised, 1M rows"] if quick else [])]),
