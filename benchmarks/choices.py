@@ -3,7 +3,7 @@
     python -m benchmarks.choices "" "--batch-size 512" "--precision fp32"        flags of `fastdqn train`, one set a rung
     python -m benchmarks.choices --base "--num-envs 128 --batch-size 512" "" "wait=block"
 
-Each rung has the base's flags and its own; the first is what the others are compared with, turn by turn. As in the ladder
+A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what the others are compared with, turn by turn. As in the ladder
 all rungs play uniformly random actions and learn from the first moment on. `wait=block` puts the host to sleep while it
 waits for actions from a GPU, instead of asking again and again, which takes a core from the games.
 """
@@ -13,7 +13,6 @@ import contextlib
 import io
 import statistics
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,8 +79,8 @@ def main() -> None:
         axes.barh([words or "base" for words in flags.rungs], medians, xerr=lines, capsize=3)
         axes.tick_params(axis="y", labelsize=8)
         axes.invert_yaxis()
-        axes.set(xlabel=f"frames/s; {flags.base}", xlim=(0, None))
-        axes.xaxis.label.set_size(7)
+        axes.set(xlim=(0, None))
+        axes.set_xlabel(f"frames/s; {flags.base}", fontsize=7)
 
     settings = {"base": flags.base, "seconds": flags.seconds, "repeats": flags.repeats}
     publish(flags.name, results, flags.out, settings, draw)
