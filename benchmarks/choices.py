@@ -3,9 +3,10 @@
     python -m benchmarks.choices "" "--batch-size 512" "--precision fp32"        flags of `fastdqn train`, one set a rung
     python -m benchmarks.choices --base "--num-envs 128 --batch-size 512" "" "wait=block"
 
-A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what the others are compared with, turn by turn. As in the ladder
-all rungs play uniformly random actions and learn from the first moment on. `wait=block` puts the host to sleep while it
-waits for actions from a GPU, instead of asking again and again, which takes a core from the games.
+A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what
+the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
+first moment on. `wait=block` puts the host to sleep while it waits for actions from a GPU, instead of asking again and
+again, which takes a core from the games.
 """
 
 import argparse
