@@ -97,6 +97,7 @@ class Learner:
         batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
         grads = torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self.parameters)
         if not self._fused:
+            grads = [grad.contiguous() for grad in grads]
             norm = torch.ones_like(self.epsilon)
             self._step(grads, norm, bad=norm > 0)  # a step that is left out changes nothing
 
@@ -201,11 +202,16 @@ class Learner:
     def gradients(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The first half of an update: each parameter's gradient, the loss and the mean of Q(s, a); and as `update`."""
+        """The first half of an update: each parameter's gradient, the loss and the mean of Q(s, a); and as `update`.
+
+        A convolution on channels_last activations returns its weight's gradient in that layout, and torch's fused Adam
+        reads memory in order: on a CPU it would step along a scrambled gradient without a word.
+        """
         for layer in self.online.spectral_layers:
             layer.iterate()
         loss, q_N, size_N = self._loss(obs, action, reward, discount, next_obs, weight, self.learn_counter)
-        return [*torch.autograd.grad(loss, self.parameters), loss.detach(), q_N.mean()], size_N
+        grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
+        return [*grads, loss.detach(), q_N.mean()], size_N
 
     def step(self, parts: Sequence[Tensor], size_N: Tensor) -> Tensor:
         """The second half: steps along what `gradients` gave, or along its mean over several ranks."""
@@ -236,7 +242,7 @@ class Learner:
         states = [self.optimizer.state[param] for param in self.parameters]
         self._rmsprop(
             self.parameters,
-            [grad.contiguous() for grad in grads],  # of one layout, from autograd and from other ranks: compiled once
+            list(grads),  # of a type that warm-up has seen too
             divisor,
             bad,
             [state["square_avg"] for state in states],

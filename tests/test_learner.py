@@ -153,6 +153,35 @@ def test_every_optimizer_steps_along_the_clipped_gradient() -> None:
     assert lengths["rmsprop"].sum().item() == pytest.approx(0.1 * 0.5**2, rel=1e-4)  # (1 - alpha) g^2
 
 
+ENCODERS = [("nature", (4, 84, 84)), ("wide", (3, 185, 95)), ("impala", (4, 84, 84)), ("mlp", (6,))]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+@pytest.mark.parametrize(("encoder", "shape"), ENCODERS)
+def test_an_update_moves_every_weight_as_the_plain_optimizer_would(
+    encoder: str, shape: tuple[int, ...], name: str, precision: torch.dtype
+) -> None:
+    """Torch's single-tensor optimisers respect the layout of a gradient; the fused ones read memory in order."""
+    torch.manual_seed(0)
+    network = QNetwork(shape, 4, encoder=encoder, hidden_size=16, compute_dtype=precision)
+    plain = copy.deepcopy(network)
+    learner = make_learner(network, OPTIMIZERS[name](network.parameters()), max_grad_norm=0.0)
+    batch = random_batch(shape, 4, 8)
+    if encoder == "mlp":
+        batch |= {field: batch[field] / 255 for field in ("obs", "next_obs")}
+    own = batch["obs"], batch["action"], batch["reward"], batch["discount"], batch["next_obs"], batch["weight"]
+    loss = learner.loss(*own, learner.learn_counter)[0]
+    for param, grad in zip(plain.parameters(), torch.autograd.grad(loss, learner.parameters), strict=True):
+        param.grad = torch.empty_like(param).copy_(grad)  # value by value, in the parameter's own layout
+    kind = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[name]
+    settings = {key: value for key, value in learner.optimizer.defaults.items() if key not in ("fused", "foreach")}
+    kind(plain.parameters(), **settings, foreach=False).step()
+    learner.update(**batch)
+    for (where, ours), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5), where
+
+
 def test_an_optimizer_that_cannot_leave_a_step_out_is_refused() -> None:
     network = nn.Linear(4, 2)
     with pytest.raises(TypeError, match=r"optimizer=Adam: make it with fused=True"):
