@@ -20,6 +20,7 @@ import sys
 import tarfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastdqn import hardware
@@ -33,7 +34,7 @@ GRACE_SECONDS = 40  # for a run that was told to stop: it saves and ends
 class Stage:
     """One command. `minutes` is what it takes at most; a `timed` one is stopped by SIGTERM when they are over.
 
-    `resume` goes on with one that was stopped.
+    `resume` goes on with one that was stopped. It waits until stage `after` is done.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     command: list[str]
     timed: bool = False
     resume: tuple[str, ...] = ()
+    after: str = ""
 
 
 def stages(out: Path, device: str, quick: bool) -> list[Stage]:
@@ -66,15 +68,24 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
             resume=(*python, "fastdqn", "resume", str(out / f"learn-{game}"), "--ui", "plain", "--json"),
         )  # fmt: skip
 
+    def evaluation(game: str) -> Stage:
+        run_dir, episodes = str(out / f"learn-{game}"), "8" if quick else "100"
+        return Stage(
+            f"eval-{game}", 3.0, [*python, "fastdqn", "eval", run_dir, "--episodes", episodes, "--device", device, "--json"],
+            after=f"learn-{game}",
+        )  # fmt: skip
+
     choices = [
         "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
         "--resize env", "--env-threads 14", "--env-threads 12", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
         choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
+    # one line for each test as it ends: one that is cut off has then said what failed
     tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
+    tests += ["-v", *(["-n", "4"] if find_spec("xdist") else [])]
     return [
-        Stage("tests", 6.0, [*python, "pytest", "-q", *tests]),
+        Stage("tests", 8.5, [*python, "pytest", *tests]),
         ladder("ladder-64", "--num-envs", "64", "--replay-ratio", "8" if quick else "8,4,2,1"),
         Stage(
             "profile", 2.0,
@@ -82,7 +93,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
              str(out / "profile-run"), *(["--replay-capacity", "50000", "--batch-size", "64"] if quick else [])],
         ),
         Stage(
-            "budgets", 3.0,
+            "budgets", 5.0,
             [*python, "benchmarks.budgets", "--device", device, "--out", str(out),
              *(["--seconds", "10", "--replay-capacity", "50000"] if quick else [])],
         ),
@@ -90,13 +101,14 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         ladder("ladder-batch-512", "--num-envs", "128", "--replay-ratio", "8", "--batch-size", "512"),
         ladder("ladder-sizes", "--num-envs", "32" if quick else "16,128,256", "--replay-ratio", "8"),
         Stage("choices", 8.5, [*python, "benchmarks.choices", *choices, "--out", str(out)]),
-        Stage("learner", 4.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
-        Stage("parts", 9.0, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
+        Stage("learner", 7.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
+        Stage("parts", 8.8, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
                              *(["--quick", "--only", "Double;prioritised, 1M rows"] if quick else [])]),
         Stage("replay", 4.0, [*python, "benchmarks.replay", "--device", device, "--out", str(out), *small]),
         Stage("envs", 6.0, [*python, "benchmarks.envs", "--out", str(out), *small]),
         learning("Pong"),
         learning("SpaceInvaders"),
+        *map(evaluation, ("Breakout", "Pong", "SpaceInvaders")),
     ]  # fmt: skip
 
 
@@ -135,13 +147,27 @@ def run(stage: Stage, out: Path, seconds: float, *, resume: bool = False) -> dic
     return record
 
 
-def pack(out: Path, archive: Path) -> list[Path]:
+def packed(out: Path, done: set[str]) -> list[Path]:
+    """What goes into the archive: of checkpoints the newest of a run, and of a run that is `done` its network alone."""
+    newest = {folder.parent: folder for folder in sorted(out.glob("*/checkpoints/*")) if folder.is_dir()}
+    files = []
+    for path in sorted(out.rglob("*")):
+        run, _, inside = path.relative_to(out).as_posix().partition("/")
+        if inside.startswith("checkpoints/") and (
+            path.parent not in newest.values() or (run in done and path.name != "model.safetensors")
+        ):
+            continue
+        if path.is_file() and path.suffix in KEPT:
+            files.append(path)
+    return files
+
+
+def pack(out: Path, archive: Path, done: set[str]) -> list[Path]:
     """Writes DIR's results as one compressed tar, cut into pieces."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for path in sorted(out.rglob("*")):
-            if path.is_file() and path.suffix in KEPT:
-                tar.add(path, path.relative_to(out).as_posix())
+        for path in packed(out, done):
+            tar.add(path, path.relative_to(out).as_posix())
     for old in pieces_of(archive):
         old.unlink()
     data, pieces = buffer.getvalue(), []
@@ -186,6 +212,8 @@ def main() -> int:
         known = states[stage.name]
         if known == "done" or (known == "failed" and not flags.retry):
             continue
+        if stage.after and state.get(stage.after, {}).get("state") != "done":
+            continue
         left = deadline - time.perf_counter()
         if left < 60 * stage.minutes:
             print(f"{stage.name}: {stage.minutes:g} minutes needed, {left / 60:.1f} left; the next call goes on here")
@@ -197,7 +225,7 @@ def main() -> int:
     left = [stage.name for stage in wanted if state.get(stage.name, {}).get("state") != "done"]
     print(f"not done: {', '.join(left)}" if left else "all stages are done")
     if flags.archive:
-        pieces = pack(flags.out, flags.archive)
+        pieces = pack(flags.out, flags.archive, {name for name in state if state[name]["state"] == "done"})
         print(f"archive: {len(pieces)} pieces, {sum(piece.stat().st_size for piece in pieces) / 1e6:.1f} MB")
     return 0
 

@@ -25,6 +25,9 @@ from fastdqn.staging import Staging
 class Pipeline:
     """The device side of the loop. Calling a part queues it on CUDA and runs it on CPU.
 
+    Building it on CUDA runs every part a few times. That changes no weight, moment or counter, but writes rows that the
+    ring does not count: what a ring is restored from has to be read after that.
+
     Args:
         fire_action: pressed on the step after a lost life; None: never. Without it a policy that does not press FIRE
             stands still to the step cap.
@@ -65,6 +68,8 @@ class Pipeline:
             else:
                 self._bucket = Bucket(learner.parameters)
                 self._gradients = Graph(self._gradients_once, device)
+                if self.queues:
+                    self._gradients()  # a capture runs nothing: fills what the next one's warm-up reads
                 self._step = Graph(self._step_once, device)
             self._sync_target = Graph(learner.sync_target, device)
         self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture

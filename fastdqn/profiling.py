@@ -100,7 +100,7 @@ def capture(
     start, end = min(span.start for span in steps), max(span.end for span in steps)
     busy, gaps = None, []
     if cuda:
-        kernels = [e.time_range for e in events if e.device_type == DeviceType.CUDA and e.name != _ITERATION]
+        kernels = [e.time_range for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
         busy, gaps = occupancy(((span.start, span.end) for span in kernels), start, end)
     operations = [
         (row.key, getattr(row, key) / 1e6, row.count)

@@ -18,11 +18,22 @@ def python(code: str, **options) -> Stage:
 def test_results_survive_the_way_through_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_suite, "PIECE_BYTES", 1_000)
     out, other = tmp_path / "out", tmp_path / "other"
-    (out / "run" / "checkpoints").mkdir(parents=True)
-    files = {"state.json": b"{}", "run/checkpoints/model.safetensors": os.urandom(5_000), "run/metrics.jsonl": b"1\n"}
-    for name, data in files.items():
+    files = {
+        "state.json": b"{}",
+        "stopped/checkpoints/step_000000000002/model.safetensors": os.urandom(5_000),
+        "stopped/checkpoints/step_000000000002/optimizer.safetensors": os.urandom(5_000),
+        "done/checkpoints/step_000000000003/model.safetensors": os.urandom(5_000),
+        "done/metrics.jsonl": b"1\n",
+    }
+    left_out = {
+        "stopped/checkpoints/step_000000000001/model.safetensors": b"older",
+        "done/checkpoints/step_000000000003/optimizer.safetensors": b"of no use any more",
+        "done/.lock": b"",
+    }
+    for name, data in (files | left_out).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)
-    pieces = pack(out, tmp_path / "results.tar.gz")
+    pieces = pack(out, tmp_path / "results.tar.gz", {"done"})
     assert len(pieces) > 4 and all(piece.stat().st_size <= 1_000 for piece in pieces)
     unpack(tmp_path / "results.tar.gz", other)
     assert {
@@ -58,14 +69,15 @@ def test_a_learning_run_that_was_stopped_is_resumed_after_every_other_stage_had_
     plan = [
         Stage("learn", 0.01, [sys.executable, "-c", mark + "sys.exit(143)", "a"], timed=True,
               resume=(sys.executable, "-c", mark + "sys.exit(0)", "b")),
+        Stage("eval", 0.01, [sys.executable, "-c", mark, "d"], after="learn"),
         Stage("other", 0.01, [sys.executable, "-c", mark, "c"]),
     ]  # fmt: skip
     monkeypatch.setattr(gpu_suite, "stages", lambda *_: plan)
     monkeypatch.setattr(gpu_suite, "GRACE_SECONDS", -20)
-    for _ in range(3):
+    for _ in range(4):
         monkeypatch.setattr(sys, "argv", ["gpu_suite", "--out", str(tmp_path / "out"), "--minutes", "1"])
         gpu_suite.main()
-    assert marks.read_text() == "acb"
+    assert marks.read_text() == "acbd"
     assert capsys.readouterr().out.count("all stages are done") == 2
 
 

@@ -1,5 +1,8 @@
 """Everything here needs a CUDA device: `pytest -m gpu tests/gpu`."""
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,3 +18,12 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture
 def cuda() -> torch.device:
     return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """No test meets the compiled variants and the memory of another: eight variants of a function are torch's limit."""
+    yield
+    gc.collect()
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from fastdqn import checkpoint
 
-FLAGS = [
-    "--env", "Breakout", "--num-envs", "16", "--replay-capacity", "4000", "--batch-size", "32", "--learning-starts", "400",
+FLAGS = [  # the ring is full when the run is cut off
+    "--env", "Breakout", "--num-envs", "16", "--replay-capacity", "1600", "--batch-size", "32", "--learning-starts", "400",
     "--target-update-period", "300", "--total-frames", "12000", "--deterministic", "--checkpoint-period-frames", "4000",
     "--prioritized", "--n-step", "3", "--device", "cuda", "--ui", "quiet",
 ]  # fmt: skip
@@ -50,7 +50,7 @@ step_group = trainer.step_group
 
 def step_or_die(run):
     step_group(run)
-    if run.clock.env_steps > 1_600:
+    if run.clock.env_steps > 2_600:
         run._saver.wait()
         os._exit(0)
 
