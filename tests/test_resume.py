@@ -15,6 +15,7 @@ import torch
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
 from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.pipeline import Pipeline
 from fastdqn.replay import ReplayRing
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
@@ -75,6 +76,26 @@ def test_a_deterministic_run_that_was_cut_off_ends_bit_identical_to_one_that_was
     assert {"frame", "done", "count", "model/advantage.out.weight", "random/learn_counter"} <= one.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     assert runs.games(whole).score.tolist() == runs.games(broken).score.tolist()
+
+
+def test_the_replay_is_read_after_warm_up_which_writes_into_the_ring(tmp_path: Path, monkeypatch) -> None:
+    """On a GPU the graphs are run before they are captured, and appending is one of them."""
+
+    class Scribbling(Pipeline):
+        def __init__(self, learner, ring, *rest, **settings) -> None:
+            super().__init__(learner, ring, *rest, **settings)
+            ring.storage["frame"].fill_(7)
+
+    from safetensors.torch import load_file
+
+    config = replace(CATCH, run_dir=str(tmp_path / "run"))
+    interrupted_at(config, 5_000)
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints")
+    monkeypatch.setattr("fastdqn.run.Pipeline", Scribbling)
+    run = Run(config, ["test"], saved)
+    assert saved.large is not None
+    assert torch.equal(run.ring.storage["frame"], load_file(saved.large)["frame"].view_as(run.ring.storage["frame"]))
+    run.envs.close()
 
 
 def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(tmp_path: Path, capsys) -> None:
