@@ -14,6 +14,7 @@ so that drift of a shared machine cancels; each figure is the median of the repe
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import statistics
@@ -131,6 +132,10 @@ def limit(phase_seconds: dict[str, float]) -> str:
 
 def ladder(config: Config, ratios: list[float], seconds: float, repeats: int, sizes: list[int]) -> dict:
     """All rungs for one num_envs. Rates in env steps per second."""
+    if torch.cuda.is_available():  # the last ladder's memory is not this one's
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, no_garbage_collection():
         started = time.perf_counter()
         runs = {"act": make_run(config, 0.0, folder)}
@@ -141,7 +146,7 @@ def ladder(config: Config, ratios: list[float], seconds: float, repeats: int, si
             config.env, num_envs=config.num_envs, seed=7, num_threads=settings.num_threads, stall_seconds=0,
             image_size=SCREEN_SHAPE if settings.obs_shape == SCREEN_SHAPE else FRAME_SHAPE,
         )  # fmt: skip
-        _, group_b, settings_b = best_alone(config.env, sizes, min(1.5, seconds))
+        best, group_b, settings_b = best_alone(config.env, sizes, min(1.5, seconds))
         rungs = {"EnvPool alone (a)": alone(bare), "EnvPool at its best (b)": group_b}
         rungs |= {name: trained(run) for name, run in runs.items()}
         for group in rungs.values():
@@ -175,6 +180,8 @@ def ladder(config: Config, ratios: list[float], seconds: float, repeats: int, si
                 }
             rows.append(row)
         gpu_bytes = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+        for envs in (bare, best, *(run.envs for run in runs.values())):
+            envs.close()  # or its watchdog keeps a whole run alive
         return {
             "num_envs": config.num_envs,
             "compute": next(line for line in runs["act"].plan if line.startswith("compute")),
