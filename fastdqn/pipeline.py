@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.distributed import Bucket, Ranks
-from fastdqn.graphs import Graph, preserved
+from fastdqn.graphs import WARM_UP_CALLS, Graph, preserved
 from fastdqn.learner import Learner
 from fastdqn.replay import ReplayRing
 from fastdqn.staging import Staging
@@ -25,8 +25,7 @@ from fastdqn.staging import Staging
 class Pipeline:
     """The device side of the loop. Calling a part queues it on CUDA and runs it on CPU.
 
-    Building it on CUDA runs every part a few times. That changes no weight, moment or counter, but writes rows that the
-    ring does not count: what a ring is restored from has to be read after that.
+    Building it on CUDA runs every part a few times. That leaves no trace, in a ring that was restored neither.
 
     Args:
         fire_action: pressed on the step after a lost life; None: never. Without it a policy that does not press FIRE
@@ -59,7 +58,8 @@ class Pipeline:
         learner.warm_up(
             ring.latest(staging.rows["env_id"]), batch_size, act_threads=act_threads, learn_threads=learn_threads
         )
-        with preserved([*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []):
+        changed = [*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []
+        with ring.upcoming_kept(WARM_UP_CALLS if self.queues else 0), preserved(changed):
             if self.queues:  # distinct lanes, as of a group
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
             self._append_and_act = Graph(self._append_and_act_once, device)

@@ -26,6 +26,8 @@ captured in a CUDA graph. Legend: E lanes (envs), L rows a lane, B rows appended
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -166,6 +168,18 @@ class ReplayRing:
         """What appending and sampling change beside the stored rows."""
         own = [self.count, self.draw_counter, self.failed_slots]
         return own if self.priorities is None else [*own, self.priorities.weight, self.priorities.draw_counter]
+
+    @contextmanager
+    def upcoming_kept(self, rows: int) -> Iterator[None]:
+        """Puts back at its end what the next `rows` appends to any lane overwrite: of a full ring its oldest rows."""
+        lane = torch.arange(self.num_envs, device=self.count.device)[:, None]
+        number = self.count[:, None] + torch.arange(rows, device=self.count.device)
+        index = flat_row(lane, number, self.lane_length).view(-1)
+        fields = self._frame, self._action, self._reward, self._terminated, self._life_lost, self._done
+        saved = [field[index] for field in fields]
+        yield
+        for field, old in zip(fields, saved, strict=True):
+            field.index_copy_(0, index, old)
 
     def stored(self) -> dict[str, Tensor]:
         """All that a ring is, by name, for a checkpoint: the rows, what is counted, and the priorities."""

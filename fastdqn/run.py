@@ -112,9 +112,6 @@ class Run:
             ranks=self.ranks,
         )
         if saved is not None:
-            if self._saves_replay and saved.large is not None:  # only now: warm-up wrote rows into the ring
-                large_tensors.read_into(saved.large, self.ring.stored())
-                self.ring.seam()
             self.episodes.episodes = saved.state["episodes"]
             self.episodes.last_100.extend(saved.state["last_100"])
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
@@ -147,7 +144,10 @@ class Run:
         self.clock = Clock(**{field: state[field] for field in asdict(self.clock)})
         self._seconds_before = state["wall_seconds"]
         self.learner.load_state(saved.tensors)
-        if not self._saves_replay or saved.large is None:
+        if self._saves_replay and saved.large is not None:
+            large_tensors.read_into(saved.large, self.ring.stored())
+            self.ring.seam()
+        else:
             self.learn_from = self.clock.env_steps + self.config.learning_starts
             self.notes.append(
                 f"the replay was not saved: learning goes on at env step {self.learn_from:,}, when the ring has "

@@ -89,7 +89,7 @@ def test_the_parts_of_a_run_by_hand() -> None:
     found = table_of(load_preset("cartpole"))
     # 4 -> 128 -> 128 -> 2
     parameters = (4 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 2
-    assert found["ring"] == 100_000 * (4 * 4 + 8) + 16 * 8
+    assert found["ring"] == 200_000 * (4 * 4 + 8) + 16 * 8
     assert found["model"] == parameters * 4 * 5  # weights, target, gradients, two moments
     assert found["saving"] == parameters * 4 * 6
     assert found["games"] == 16 * (footprint.TASK_BYTES + footprint.SCREENS * 4 * 4)

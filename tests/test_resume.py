@@ -15,7 +15,7 @@ import torch
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
 from fastdqn.config import Config, UsageError, load_preset
-from fastdqn.pipeline import Pipeline
+from fastdqn.graphs import preserved
 from fastdqn.replay import ReplayRing
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
@@ -76,26 +76,6 @@ def test_a_deterministic_run_that_was_cut_off_ends_bit_identical_to_one_that_was
     assert {"frame", "done", "count", "model/advantage.out.weight", "random/learn_counter"} <= one.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     assert runs.games(whole).score.tolist() == runs.games(broken).score.tolist()
-
-
-def test_the_replay_is_read_after_warm_up_which_writes_into_the_ring(tmp_path: Path, monkeypatch) -> None:
-    """On a GPU the graphs are run before they are captured, and appending is one of them."""
-
-    class Scribbling(Pipeline):
-        def __init__(self, learner, ring, *rest, **settings) -> None:
-            super().__init__(learner, ring, *rest, **settings)
-            ring.storage["frame"].fill_(7)
-
-    from safetensors.torch import load_file
-
-    config = replace(CATCH, run_dir=str(tmp_path / "run"))
-    interrupted_at(config, 5_000)
-    saved = checkpoint.load(tmp_path / "run" / "checkpoints")
-    monkeypatch.setattr("fastdqn.run.Pipeline", Scribbling)
-    run = Run(config, ["test"], saved)
-    assert saved.large is not None
-    assert torch.equal(run.ring.storage["frame"], load_file(saved.large)["frame"].view_as(run.ring.storage["frame"]))
-    run.envs.close()
 
 
 def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(tmp_path: Path, capsys) -> None:
@@ -184,6 +164,26 @@ def test_the_seam_is_a_truncation_no_return_or_stack_crosses_it(priority_exponen
     assert batch.next_obs.flatten().tolist() == [6.0, 6.0, 6.0]
     if memory.priorities is not None:
         assert torch.equal(memory.priorities.weight.view(2, 20) > 0, memory.starts())
+
+
+@pytest.mark.parametrize("written", [5, 19, 20, 50])
+def test_a_warm_up_that_appends_leaves_no_trace_in_a_restored_ring(written: int) -> None:
+    """On a GPU the graphs are run before they are captured, and appending is one of them."""
+    kept, lanes, no = ring(), torch.arange(2), torch.zeros(2, dtype=torch.bool)
+
+    def append(value: float, action: int) -> None:
+        kept.append(lanes, torch.full((2, 1), value), torch.full((2,), value), no, no, no)
+        kept.record_action(lanes, torch.full((2,), action))
+
+    for row in range(written):
+        append(row + 1.0, 1)
+    before = kept.storage.clone()
+    with kept.upcoming_kept(3), preserved(kept.bookkeeping()):
+        for _ in range(3):
+            append(-1.0, 2)
+        assert (kept.storage["action"] == 2).sum() == 6
+    assert all(torch.equal(kept.storage[name], before[name]) for name in before.keys())  # noqa: SIM118
+    assert kept.count.tolist() == [written, written]
 
 
 def test_a_seam_before_the_first_row_marks_nothing() -> None:
