@@ -62,7 +62,9 @@ class Config:
     priority_exponent: float = 0.5
     """How much errors count [α]: 0 uniform, 1 in proportion. Hessel et al. 2018: 0.5."""
     importance_exponent: float = 0.4
-    """Correction of the bias of prioritised draws [β] at the learning start, rising to 1 at the end. Schaul: 0.4."""
+    """Correction of the bias of prioritised draws [β] at the learning start. Schaul et al. 2016: 0.4."""
+    importance_exponent_end: float = 1.0
+    """The same at the end of the run; it rises in a straight line. Schaul et al. 2016: 1."""
 
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Kingma & Ba 2015, or Tieleman & Hinton 2012."""
@@ -354,9 +356,11 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
     "noisy_sigma": ("noisy", True),
     "priority_exponent": ("prioritized", True),
     "importance_exponent": ("prioritized", True),
+    "importance_exponent_end": ("prioritized", True),
     "munchausen_scale": ("munchausen", True),
     "munchausen_temperature": ("munchausen", True),
     "munchausen_floor": ("munchausen", True),
+    "target_update_period": ("polyak", 0.0),
     "rmsprop_decay": ("optimizer", "rmsprop"),
     "rmsprop_centered": ("optimizer", "rmsprop"),
     "impala_width": ("encoder", "impala"),
@@ -381,6 +385,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rmsprop_decay": (0, 1),
     "priority_exponent": (0, 1),
     "importance_exponent": (0, 1),
+    "importance_exponent_end": (0, 1),
     "munchausen_scale": (0, 1),
     "munchausen_temperature": (1e-4, 100),
     "munchausen_floor": (-1e9, 0),

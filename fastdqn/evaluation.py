@@ -43,25 +43,25 @@ class Protocol(NamedTuple):
 def protocol_of(name: str, config: Config) -> Protocol:
     """The protocol `name`; "run" is as trained.
 
-    sticky: Machado et al. 2018, with Dopamine's epsilon: sticky actions 0.25, no help after a lost life, 108k frames.
+    sticky: Machado et al. 2018, with Dopamine's epsilon: sticky actions 0.25, 108k frames.
     noop:   up to 30 no-ops, no sticky actions, 108k frames.
     nature: Mnih et al. 2015: up to 30 no-ops, 5 minutes of play (18k frames), epsilon 0.05.
 
-    Under noop and nature FIRE follows a lost life wherever it exists: an agent trained that way never learned to press
-    it and would stand still to the cap.
+    Under each of them FIRE follows a lost life if it did in training: an agent that never had to press it would stand
+    still to the cap, and one that learned to needs no help. Every result says which.
     """
     if name not in PROTOCOLS:
         raise UsageError(f"protocol={name}: no such protocol; use one of {', '.join(PROTOCOLS)}")
+    fire = config.fire_after_life_loss != "off"
     if name == "run":
-        fire = config.fire_after_life_loss != "off"
         return Protocol(config.sticky_actions or 0.0, config.noop_max, config.max_episode_steps, fire, 0.001)
     if not config.name.is_atari:
         raise UsageError(f"protocol={name}: is about Atari games, {config.name.canonical} is none; use run")
     frames = {"sticky": 108_000, "noop": 108_000, "nature": 18_000}[name]
     cap = frames // config.frame_skip
     if name == "sticky":
-        return Protocol(0.25, 30, cap, False, 0.001)
-    return Protocol(0.0, 30, cap, True, 0.05 if name == "nature" else 0.001)
+        return Protocol(0.25, 30, cap, fire, 0.001)
+    return Protocol(0.0, 30, cap, fire, 0.05 if name == "nature" else 0.001)
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:

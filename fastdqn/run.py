@@ -64,7 +64,7 @@ class Run:
             learning_starts=self.config.learning_starts,
             batch_size=self.config.batch_size,
             replay_ratio=self.config.replay_ratio,
-            target_update_period=self.config.target_update_period,
+            target_update_period=self.config.target_update_period if self.config.polyak == 0 else None,
         )
         self.epoch, self.learn_from, self._seconds_before = 0, 0, 0.0
         self.phase = PhaseTimer("env", "act", "append", "learn", "log")
@@ -184,10 +184,11 @@ class Run:
         )
 
     def importance_exponent(self) -> float:
-        """beta of prioritised draws: a straight line from its setting at the learning start to 1 at the end."""
+        """beta of prioritised draws: a straight line from the learning start to the end."""
         start, end = self.config.learning_starts, self.config.total_env_steps
         progress = (self.clock.env_steps - start) / max(end - start, 1)
-        return self.config.importance_exponent + min(max(progress, 0.0), 1.0) * (1 - self.config.importance_exponent)
+        first, last = self.config.importance_exponent, self.config.importance_exponent_end
+        return first + min(max(progress, 0.0), 1.0) * (last - first)
 
     @property
     def frames(self) -> int:

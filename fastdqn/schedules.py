@@ -18,14 +18,14 @@ class LearningSchedule:
 
     The k-th update (k = 1, 2, ...) is due at env step learning_starts + ceil(k * batch_size / replay_ratio): from the
     learning start on, `replay_ratio` transitions are sampled per transition generated. The k-th target sync is due at
-    env step learning_starts + k * target_update_period. On a tie the update comes first.
+    env step learning_starts + k * target_update_period, or never with None. On a tie the update comes first.
     """
 
     def __init__(
-        self, *, learning_starts: int, batch_size: int, replay_ratio: float, target_update_period: int
+        self, *, learning_starts: int, batch_size: int, replay_ratio: float, target_update_period: int | None
     ) -> None:
         self.learning_starts = learning_starts
-        self.target_update_period = target_update_period
+        self.target_update_period = target_update_period or 0  # 0: no sync is ever due
         # Fraction(str(x)) is the decimal the user typed: 0.1 is 1/10, not its nearest binary fraction
         self.updates_per_step = Fraction(str(replay_ratio)) / batch_size
 
@@ -35,6 +35,8 @@ class LearningSchedule:
 
     def syncs(self, env_steps: int) -> int:
         """Target syncs due up to and including this env step."""
+        if self.target_update_period == 0:
+            return 0
         return max(env_steps - self.learning_starts, 0) // self.target_update_period
 
     def events(self, before: int, after: int) -> Iterator[Event]:

@@ -19,6 +19,7 @@ from fastdqn.cli import main
 from fastdqn.config import Config, UsageError, load_preset
 from fastdqn.envs import EnvStep, VectorEnv, env_seeds
 from fastdqn.evaluation import (
+    PROTOCOLS,
     Game,
     GameTally,
     bootstrap_interval,
@@ -252,9 +253,15 @@ def test_the_bootstrap_interval_of_one_episode_is_that_episode() -> None:
 def test_protocols_differ_as_their_sources_say() -> None:
     config, _ = replace(Config(), sticky_actions=0.1).resolved()
     assert protocol_of("run", config)[:2] == (0.1, 30)
-    assert protocol_of("sticky", config) == (0.25, 30, 27_000, False, 0.001)
+    assert protocol_of("sticky", config) == (0.25, 30, 27_000, True, 0.001)
     assert protocol_of("noop", config) == (0.0, 30, 27_000, True, 0.001)
     assert protocol_of("nature", config) == (0.0, 30, 4_500, True, 0.05)
+
+
+def test_fire_follows_a_lost_life_under_every_protocol_exactly_if_it_did_in_training() -> None:
+    for mode, pressed in (("auto", True), ("on", True), ("off", False)):
+        config, _ = replace(Config(), fire_after_life_loss=mode).resolved()
+        assert {protocol_of(name, config).fire_after_life_loss for name in PROTOCOLS} == {pressed}
 
 
 @pytest.mark.parametrize(("field", "value"), [("episodes", 0), ("epsilon", 1.5), ("num_envs", -1)])

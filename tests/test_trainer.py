@@ -122,6 +122,13 @@ def test_fire_is_executed_and_stored_after_a_lost_life(tmp_path) -> None:
     assert len(stored["off"]) > 4 and not (stored["off"] == 1).all()
 
 
+def test_a_target_that_follows_is_never_copied(tmp_path) -> None:
+    for polyak, copies in ((0.0, 2), (0.005, 0)):
+        config = quiet("catch", tmp_path / str(polyak), total_frames=2_000, learning_starts=1_000, polyak=polyak)
+        summary = train(config).summary
+        assert summary["updates"] > 100 and summary["target_syncs"] == copies
+
+
 @pytest.mark.parametrize("changes", [{"resize": "env"}, {"resize": "device", "optimizer": "rmsprop"}])
 def test_nothing_is_compiled_again_once_the_loop_runs(changes: dict, tmp_path) -> None:
     """`train` forbids recompiles: a run over learning, target copies and logging would raise."""
