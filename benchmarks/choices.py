@@ -5,8 +5,9 @@
 
 A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
-first moment on. `wait=block` puts the host to sleep while it waits for actions from a GPU, instead of asking again and
-again, which takes a core from the games.
+first moment on. On a GPU alone: `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
+again, which takes a core from the games; `layout=auto` leaves the convolutions' layout to torch.compile;
+`cudnn=benchmark` has cuDNN try its algorithms.
 """
 
 import argparse
@@ -15,29 +16,35 @@ import io
 import statistics
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from matplotlib.axes import Axes
 
 from benchmarks.publish import publish, spread
 from benchmarks.throughput import Group, make_run, rate, trained
+from fastdqn import learner
 from fastdqn.arguments import train_config
 from fastdqn.trainer import no_garbage_collection
 
+GPU_SWITCHES = ("wait=block", "layout=auto", "cudnn=benchmark")
 BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-capacity 200k"
 
 
 def rung(base: str, words: str, folder: str) -> Group:
     """A training loop with these flags."""
-    flags = [word for word in words.split() if word != "wait=block"]
+    switches = {word for word in words.split() if word in GPU_SWITCHES}
+    flags = [word for word in words.split() if word not in switches]
     config = train_config(
         [*base.split(), *flags, "--ui", "quiet", "--total-frames", "1000B", "--checkpoint-period-frames", "1000B"],
         prog="python -m benchmarks.choices",
     )
-    run = make_run(config, config.replay_ratio, folder)
-    if "wait=block" in words.split():
-        if run.staging.device.type != "cuda":
-            raise SystemExit("wait=block: only a GPU is waited for; leave it out")
+    if switches and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise SystemExit(f"{', '.join(switches)}: about a GPU; leave it out")
+    torch.backends.cudnn.benchmark = "cudnn=benchmark" in switches
+    with patch.object(learner, "CUDA_COMPILE", {} if "layout=auto" in switches else learner.CUDA_COMPILE):
+        run = make_run(config, config.replay_ratio, folder)  # compiles and captures
+    if "wait=block" in switches:
         run.staging._arrived = torch.cuda.Event(blocking=True)
     return trained(run)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.learner import PARTS
 from fastdqn import hardware
 
 PIECE_BYTES = 8_000_000
@@ -77,15 +78,21 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
 
     choices = [
         "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
-        "--resize env", "--env-threads 14", "--env-threads 12", "--seconds", "3",
+        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "cudnn=benchmark", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
         choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
+    large = [name for name, changes in PARTS.items() if "encoder" in changes] + ["preset btr"]
+    parts = {
+        "parts": ["Double", "prioritised, 1M rows"] if quick else [*(name for name in PARTS if name not in large), "preset rainbow"],
+        "parts-large": ["wide, cropped screen"] if quick else large,
+    }
     # one line for each test as it ends: one that is cut off has then said what failed
     tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
     tests += ["-v", *(["-n", "4"] if find_spec("xdist") else [])]
     return [
-        Stage("tests", 8.5, [*python, "pytest", *tests]),
+        # four processes that compile at once; each would start a compiler for every core
+        Stage("tests", 8.5, ["env", "TORCHINDUCTOR_COMPILE_THREADS=4", *python, "pytest", *tests]),
         ladder("ladder-64", "--num-envs", "64", "--replay-ratio", "8" if quick else "8,4,2,1"),
         Stage(
             "profile", 2.0,
@@ -99,11 +106,13 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         ),
         learning("Breakout"),
         ladder("ladder-batch-512", "--num-envs", "128", "--replay-ratio", "8", "--batch-size", "512"),
-        ladder("ladder-sizes", "--num-envs", "32" if quick else "16,128,256", "--replay-ratio", "8"),
+        # a process for each: what was profiled at its end would run slower
+        *(ladder(f"ladder-{size}", "--num-envs", size, "--replay-ratio", "8") for size in (["32"] if quick else ["16", "128", "256"])),
         Stage("choices", 8.5, [*python, "benchmarks.choices", *choices, "--out", str(out)]),
         Stage("learner", 7.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
-        Stage("parts", 8.8, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
-                             *(["--quick", "--only", "Double;prioritised, 1M rows"] if quick else [])]),
+        *(Stage(name, 6.0, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
+                            "--name", name, "--only", ";".join(names), *small])
+          for name, names in parts.items()),
         Stage("replay", 4.0, [*python, "benchmarks.replay", "--device", device, "--out", str(out), *small]),
         Stage("envs", 6.0, [*python, "benchmarks.envs", "--out", str(out), *small]),
         learning("Pong"),

@@ -155,7 +155,9 @@ def make_part(config: Config, device: torch.device, threads: int) -> Graph:
         return Graph(update, device)
 
 
-def price_parts(device: torch.device, threads: int, turns: int, calls: int, names: list[str], out: Path) -> None:
+def price_parts(
+    device: torch.device, threads: int, turns: int, calls: int, names: list[str], out: Path, title: str
+) -> None:
     """Times each part in turn with plain DQN and prints what it costs."""
     configs = part_cases(names)
     torch._dynamo.config.recompile_limit = 4 * len(configs) + 8
@@ -185,7 +187,7 @@ def price_parts(device: torch.device, threads: int, turns: int, calls: int, name
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set(xlabel="samples learned per second, as a share of plain DQN's")
 
-    publish(f"parts-{device.type}", results, out, {"threads": threads, "turns": turns, "batch_size": 256}, draw)
+    publish(f"{title}-{device.type}", results, out, {"threads": threads, "turns": turns, "batch_size": 256}, draw)
 
 
 def seconds_a_call(function: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three batch sizes, 3 turns")
     parser.add_argument("--parts", action="store_true", help="time the parts of the DQN family instead")
     parser.add_argument("--only", default="", help="with --parts: some of them, separated by semicolons")
+    parser.add_argument("--name", default="parts", help="with --parts: of the files")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     device = torch.device("cuda" if flags.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -217,7 +220,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     if flags.parts:
         wanted = ["plain DQN", *flags.only.split(";")] if flags.only else []
-        price_parts(device, threads, 3 if flags.quick else 7, 30 if cuda else 4, wanted, flags.out)
+        price_parts(device, threads, 3 if flags.quick else 7, 30 if cuda else 4, wanted, flags.out, flags.name)
         return
     turns, batches = (3, [64, 256, 512]) if flags.quick else (7, [32 * 2**k for k in range(6)])
     size = 8192 if cuda else 2048

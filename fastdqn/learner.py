@@ -7,6 +7,7 @@ Python number would recompile, a rebound tensor would be lost to a captured grap
 """
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ from torch.optim.rmsprop import rmsprop
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
 from fastdqn.networks import QNetwork
+
+# Convolutions in channels_last, as cuDNN's bfloat16 kernels want them. By itself torch.compile leaves networks whose
+# convolutions have so few channels as they are when it compiles a backward pass (`decide_layout_opt` in its source).
+CUDA_COMPILE = {"force_layout_optimization": True}
 
 
 def compiled_graphs() -> int:
@@ -77,6 +82,8 @@ class Learner:
         self.refused, self.refused_in_a_row = torch.zeros((), device=device), torch.zeros((), device=device)
         self.compiled = compile
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        if device.type == "cuda":
+            options["options"] = CUDA_COMPILE
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
         self._q_values = torch.compile(self.q_values, **options) if compile else self.q_values
         self._rmsprop = torch.compile(self._guarded_rmsprop, **options) if compile else self._guarded_rmsprop
@@ -111,7 +118,9 @@ class Learner:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
         for param in self.parameters:
             param.grad = torch.zeros_like(param)
-        self.optimizer.step()  # of zero gradients: changes no weight
+        with warnings.catch_warnings():  # about steps that are not captured, of an optimiser made for capture
+            warnings.filterwarnings("ignore", message=".*capturable=True")
+            self.optimizer.step()  # of zero gradients: changes no weight
         for param in self.parameters:
             param.grad = None
         for moment in self._moments:

@@ -31,8 +31,9 @@ def expected(policy_NA: Tensor, value_NAK: Tensor) -> Tensor:
 
 def chosen(value_NAK: Tensor, action_N: Tensor) -> Tensor:
     """z(s, a) of the actions taken. [N, K]"""
-    index_N1K = action_N.view(-1, 1, 1).expand(-1, 1, value_NAK.shape[2])
-    return value_NAK.gather(1, index_N1K).squeeze(1)
+    # a mask rather than gather: the gradient of gather adds by atomics, and deterministically by a slower detour
+    taken_NA1 = (torch.arange(value_NAK.shape[1], device=action_N.device) == action_N.view(-1, 1)).unsqueeze(2)
+    return torch.where(taken_NA1, value_NAK, 0.0).sum(dim=1)
 
 
 def td_target(reward_N: Tensor, discount_N: Tensor, next_value_NK: Tensor) -> Tensor:

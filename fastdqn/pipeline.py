@@ -62,6 +62,7 @@ class Pipeline:
         with ring.upcoming_kept(WARM_UP_CALLS if self.queues else 0), preserved(changed):
             if self.queues:  # distinct lanes, as of a group
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
+            torch.set_num_threads(act_threads)  # what was compiled for acting holds for that many
             self._append_and_act = Graph(self._append_and_act_once, device)
             if self._ranks.size == 1:
                 self._update = Graph(self._update_once, device)

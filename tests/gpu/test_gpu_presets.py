@@ -16,9 +16,10 @@ from fastdqn.trainer import step_group
 def test_a_preset_learns_without_a_host_sync_and_changes_weights_at_every_replay(name: str, tmp_path: Path) -> None:
     config = load_preset(name)
     starts = 32 * (config.frame_stack + config.n_step + 2)
+    copies = {} if config.polyak else {"target_update_period": 64}
     config = replace(
         config, num_envs=32, replay_capacity=8_000, learning_starts=starts, replay_ratio=config.batch_size / 16,
-        target_update_period=64, device="cuda", ui="quiet", run_dir=str(tmp_path / "run"),
+        device="cuda", ui="quiet", run_dir=str(tmp_path / "run"), **copies,
     )  # fmt: skip
     run = Run(config, ["test"])
     run.envs.start()
