@@ -84,7 +84,9 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
     large = [name for name, changes in PARTS.items() if "encoder" in changes] + ["preset btr"]
     parts = {
-        "parts": ["Double", "prioritised, 1M rows"] if quick else [*(name for name in PARTS if name not in large), "preset rainbow"],
+        "parts": ["Double", "prioritised, 1M rows"]
+        if quick
+        else [*(name for name in PARTS if name not in large), "preset rainbow"],
         "parts-large": ["wide, cropped screen"] if quick else large,
     }
     # one line for each test as it ends: one that is cut off has then said what failed

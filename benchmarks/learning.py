@@ -71,7 +71,8 @@ def line(name: str, row: dict[str, Any]) -> str:
         row["task"],
         f"`{row['command']}`",
         scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
-        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]) + repeated(evaluated),
+        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated])
+        + repeated(evaluated),
         f"{span(frames, 1e6)}M frames, {span(games, 1)} games, {span(minutes, 1)} min",
         f"{where}; {environment['commit'][:7]}; {seeds}{'; ' + row['note'] if row['note'] else ''}; "
         f"[{name}.json](benchmarks/results/learning/{name}.json)",

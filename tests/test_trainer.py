@@ -122,6 +122,17 @@ def test_fire_is_executed_and_stored_after_a_lost_life(tmp_path) -> None:
     assert len(stored["off"]) > 4 and not (stored["off"] == 1).all()
 
 
+@pytest.mark.parametrize(("end", "expected"), [(1.0, [0.4, 0.4, 0.7, 1.0, 1.0]), (0.4, [0.4] * 5)])
+def test_beta_goes_in_a_straight_line_from_the_learning_start_to_the_end(end: float, expected: list, tmp_path) -> None:
+    changes = {"prioritized": True, "importance_exponent_end": end, "total_frames": 3_000, "learning_starts": 1_000}
+    run = Run(quiet("catch", tmp_path / "run", **changes), ["test"])
+    run.envs.close()
+    beta = []
+    for run.clock.env_steps in (0, 1_000, 2_000, 3_000, 3_010):
+        beta.append(run.importance_exponent())
+    assert beta == pytest.approx(expected)
+
+
 def test_a_target_that_follows_is_never_copied(tmp_path) -> None:
     for polyak, copies in ((0.0, 2), (0.005, 0)):
         config = quiet("catch", tmp_path / str(polyak), total_frames=2_000, learning_starts=1_000, polyak=polyak)
