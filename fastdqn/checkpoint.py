@@ -4,7 +4,7 @@
       step_000000123456/       one checkpoint, whole or not there at all
         model.safetensors      one file per group of tensors
         optimizer.safetensors
-      replay.safetensors     only where asked for: the ring, streamed, see `large_tensors`
+        replay.safetensors     only where asked for: the ring, streamed, see `large_tensors`
         state.json             counters and whatever else is not a tensor
         manifest.json          byte size and sha256 of each file above, sealed by its own sha256
       .tmp_step_000000250000/  a save that was cut off: never read, removed by the next save

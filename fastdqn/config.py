@@ -45,7 +45,7 @@ class Config:
     replay_ratio: float = 8.0
     """Transitions sampled per transition generated. Mnih et al. 2015: 32 every 4 env steps = 8."""
     batch_size: int = 256
-    """Transitions per update [B]; larger batches mean fewer updates at the same replay ratio."""
+    """Transitions per update [B]; larger batches mean fewer updates at the same replay ratio. Clark et al. 2024: 256."""
     learning_starts: int = 20_000
     """Env steps before the first update. Hessel et al. 2018 (Rainbow): 20k."""
     n_step: int = 3
@@ -68,10 +68,10 @@ class Config:
 
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Kingma & Ba 2015, or Tieleman & Hinton 2012."""
-    learning_rate: float = 2.5e-4
-    """Step size of the optimiser [α]."""
-    optimizer_eps: float = 1.5e-4
-    """Added to the optimiser's denominator. Hessel et al. 2018: 1.5e-4 for Adam."""
+    learning_rate: float = 5e-4
+    """Step size of the optimiser [α]. Hessel et al. 2018: 6.25e-5 for a batch of 32, here times 8 for 256."""
+    optimizer_eps: float = 2e-5
+    """Added to the optimiser's denominator. Clark et al. 2024: 0.005 / batch, Hessel's 1.5e-4 for 32."""
     rmsprop_decay: float = 0.95
     """Decay of RMSprop's running means. Mnih et al. 2015: 0.95."""
     rmsprop_centered: bool = False
@@ -159,7 +159,7 @@ class Config:
     """PyTorch's CPU threads; 0: chosen from the cores."""
 
     checkpoint_period_frames: int = 4_000_000
-    """Frames between checkpoints; one is always written at the end."""
+    """Frames between checkpoints; also after 10 minutes without one, if the replay is not saved, and at the end."""
     checkpoint_replay: Literal["auto", "none", "full"] = "auto"
     """Whether a checkpoint holds the replay ring, so that a resumed run need not refill it; auto: if deterministic."""
     eval_period_frames: int = 0
@@ -253,6 +253,12 @@ class Config:
             if value != getattr(preset, field):
                 raise UsageError(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
             notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
+        if self.eval_episodes != Config.eval_episodes and self.eval_period_frames == 0:
+            raise UsageError(f"eval_episodes={self.eval_episodes}: nothing is evaluated; set eval_period_frames too")
+        for field in () if self.name.is_atari else _ATARI_ONLY:
+            value = getattr(self, field)
+            if value and value not in (getattr(Config, field), getattr(preset, field)):  # resolved, sticky is 0
+                raise UsageError(f"{field}={value}: {self.name.canonical} is no Atari game; leave it out")
         return notes
 
     def _validate(self) -> None:
@@ -367,6 +373,9 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
     "spectral_norm": ("encoder", "impala"),
     "resize": ("observation", "standard"),
 }
+# of Atari's emulator; a task without one has no use for them
+_ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
+SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB
 # inclusive ranges of what a field may be

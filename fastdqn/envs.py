@@ -73,8 +73,9 @@ class VectorEnv:
 
     Life cycle: `start` once, then `recv` a group and `send` its actions, until `close`. Building 64 envs takes about
     2 s and holds the GIL: no other thread runs meanwhile. `max_episode_steps=None` keeps the task's own cap (27,000 on
-    Atari). `first_env` is the number of its first env among those of a job of several ranks. `stall_seconds` is how long `recv` may block before the watchdog ends the process, 0 for ever. `render` makes
-    pictures for people, beside the observations; a game goes on the same with and without.
+    Atari). `first_env` is the number of its first env among those of a job of several ranks. `stall_seconds` is how long
+    `recv` may block before the watchdog ends the process, 0 for ever. `render` makes pictures for people, beside the
+    observations; a game goes on the same with and without.
 
     Raises:
         ValueError: a value on which EnvPool would abort the process, hang, or run on with nonsense; names the field.

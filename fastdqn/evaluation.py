@@ -9,6 +9,8 @@ import hashlib
 import json
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from fastdqn.screens import Screen
 
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_DRAWS_AT_ONCE = 1_000_000  # 8 MB of indices and 8 MB of scores
+SAME_END_ROWS = 256  # two games whose last so many screens are equal were the same game
 PROTOCOLS = ("run", "sticky", "noop", "nature")
 
 
@@ -40,8 +43,8 @@ class Protocol(NamedTuple):
     epsilon: float
 
 
-def protocol_of(name: str, config: Config) -> Protocol:
-    """The protocol `name`; "run" is as trained.
+def protocol_of(name: str, config: Config, epsilon: float | None = None) -> Protocol:
+    """The protocol `name`; "run" is as trained. `epsilon` replaces the protocol's own.
 
     sticky: Machado et al. 2018, with Dopamine's epsilon: sticky actions 0.25, 108k frames.
     noop:   up to 30 no-ops, no sticky actions, 108k frames.
@@ -52,16 +55,20 @@ def protocol_of(name: str, config: Config) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise UsageError(f"protocol={name}: no such protocol; use one of {', '.join(PROTOCOLS)}")
+    if epsilon is not None and not 0 <= epsilon <= 1:
+        raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
+    if epsilon is None:
+        epsilon = 0.05 if name == "nature" else 0.001
     fire = config.fire_after_life_loss != "off"
     if name == "run":
-        return Protocol(config.sticky_actions or 0.0, config.noop_max, config.max_episode_steps, fire, 0.001)
+        return Protocol(config.sticky_actions or 0.0, config.noop_max, config.max_episode_steps, fire, epsilon)
     if not config.name.is_atari:
         raise UsageError(f"protocol={name}: is about Atari games, {config.name.canonical} is none; use run")
     frames = {"sticky": 108_000, "noop": 108_000, "nature": 18_000}[name]
     cap = frames // config.frame_skip
     if name == "sticky":
-        return Protocol(0.25, 30, cap, fire, 0.001)
-    return Protocol(0.0, 30, cap, fire, 0.05 if name == "nature" else 0.001)
+        return Protocol(0.25, 30, cap, fire, epsilon)
+    return Protocol(0.0, 30, cap, fire, epsilon)
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
@@ -71,13 +78,20 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     return quota_N
 
 
-def bootstrap_interval(scores: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over these episodes (of one trained agent, not over seeds)."""
+def bootstrap_interval(scores: np.ndarray, same: Sequence[bytes] = (), *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over these episodes (of one trained agent, not over seeds).
+
+    Args:
+        same: a fingerprint of each episode. Equal ones were one game and are drawn together: played ten times, a game is
+            no ten games.
+    """
     generator = np.random.default_rng(seed)
-    means, rows = [], max(1, BOOTSTRAP_DRAWS_AT_ONCE // len(scores))
+    _, group = np.unique(np.array(same), return_inverse=True) if same else (None, np.arange(len(scores)))
+    sums_G, counts_G = np.bincount(group, scores), np.bincount(group)
+    means, rows = [], max(1, BOOTSTRAP_DRAWS_AT_ONCE // len(sums_G))
     for done in range(0, BOOTSTRAP_RESAMPLES, rows):
-        size = (min(rows, BOOTSTRAP_RESAMPLES - done), len(scores))
-        means.append(generator.choice(scores, size=size).mean(axis=1))
+        drawn = generator.integers(len(sums_G), size=(min(rows, BOOTSTRAP_RESAMPLES - done), len(sums_G)))
+        means.append(sums_G[drawn].sum(axis=1) / counts_G[drawn].sum(axis=1))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
@@ -89,7 +103,7 @@ class Game(NamedTuple):
     score: float
     length: int  # env steps
     capped: bool  # cut at the step cap
-    fingerprint: bytes  # equal for two games in which the same was seen throughout
+    fingerprint: bytes  # equal for two games that had the same score and ended alike, as after other no-ops
 
 
 class GameTally:
@@ -103,7 +117,7 @@ class GameTally:
         self.left_N = quota_N.copy()
         self.score_N = np.zeros(len(quota_N))
         self._length_N = np.zeros(len(quota_N), np.int64)
-        self._seen_N = [hashlib.blake2b(digest_size=16) for _ in quota_N]
+        self._seen_N = [deque[bytes](maxlen=SAME_END_ROWS) for _ in quota_N]
 
     @property
     def complete(self) -> bool:
@@ -117,12 +131,17 @@ class GameTally:
         for row in np.flatnonzero(self.left_N[ids]):
             env = int(ids[row])
             if first[row]:
-                self._seen_N[env] = hashlib.blake2b(digest_size=16)
-            self._seen_N[env].update(step.obs[row].data)
+                self._seen_N[env].clear()
+            self._seen_N[env].append(_digest(step.obs[row].data))
             if done[row]:
                 score, length, capped = float(self.score_N[env]), int(self._length_N[env]), bool(step.truncated[row])
-                self.games.append(Game(env, score, length, capped, self._seen_N[env].digest()))
+                fingerprint = _digest(b"".join([repr(score).encode(), *self._seen_N[env]]))
+                self.games.append(Game(env, score, length, capped, fingerprint))
                 self.left_N[env] -= 1
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def play(
@@ -192,20 +211,16 @@ def evaluate(
         CheckpointError: the run holds no checkpoint that can be trusted, or not one of the network it describes.
     """
     config = config_of(run)
-    rules = protocol_of(protocol, config)
+    rules = protocol_of(protocol, config, epsilon)
     if not 1 <= episodes <= 100_000:
         raise UsageError(f"episodes={episodes}: give a number from 1 to 100000")
-    if epsilon is not None and not 0 <= epsilon <= 1:
-        raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
     if not 0 <= num_envs <= 4096:
         raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
     if not 0 <= threads <= 1024:
         raise UsageError(f"threads={threads}: give a number from 1 to 1024, or 0 for all cores")
-    resolve_device(device)
-    saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
-    epsilon = rules.epsilon if epsilon is None else epsilon
-    num_envs = min(num_envs or 64, episodes)
     where = resolve_device(device)
+    saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
+    num_envs = min(num_envs or 64, episodes)
     screen = make_screen(config, where)
     started = time.perf_counter()
     if threads > 0:
@@ -217,7 +232,7 @@ def evaluate(
             envs,
             quotas(episodes, num_envs),
             frame_stack=config.frame_stack,
-            epsilon=epsilon,
+            epsilon=rules.epsilon,
             fire_after_life_loss=rules.fire_after_life_loss,
             seed=seed,
             device=where,
@@ -233,7 +248,7 @@ def evaluate(
         "noop_max": rules.noop_max if envs.is_atari else None,
         "max_episode_steps": envs.max_episode_steps,
         "fire_after_life_loss": rules.fire_after_life_loss and envs.fire_action is not None,
-        "epsilon": epsilon,
+        "epsilon": rules.epsilon,
         "seed": seed,
         "num_envs": num_envs,
         **summarize(games, envs.game),
@@ -246,7 +261,8 @@ def evaluate(
     }
     if keep_best:
         _keep_best(saved, result["score_mean"], run / "best")
-    _store(result, run / "eval" / f"{saved.path.name}__{protocol}__s{seed}.json")
+    settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__s{seed}"  # another setting is another result
+    _store(result, run / "eval" / f"{saved.path.name}__{settings}.json")
     return result
 
 
@@ -257,7 +273,7 @@ def summarize(games: list[Game], game: str) -> dict[str, Any]:
         "episodes": len(games),
         "score_mean": float(scores.mean()),
         "score_median": float(np.median(scores)),
-        "score_ci95": list(bootstrap_interval(scores)),
+        "score_ci95": list(bootstrap_interval(scores, [one.fingerprint for one in games])),
         "score_min": float(scores.min()),
         "score_max": float(scores.max()),
         "human_normalized": human_normalized_score(game, float(scores.mean())),
@@ -285,8 +301,8 @@ def format_result(result: dict[str, Any]) -> str:
     distinct, episodes = result["distinct_games"], result["episodes"]
     if distinct < episodes:
         lines.append(
-            f"warning: only {distinct} of the {episodes} games were distinct: fewer independent games than the "
-            "interval assumes"
+            f"warning: only {distinct} of the {episodes} games were distinct; the interval counts equal ones as one"
+            f"{', and of so few it says little' if distinct < 20 else ''}"
         )
     else:
         lines.append(f"all {episodes} games were distinct")
@@ -332,7 +348,7 @@ def envs_of(
 
 
 def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
-    """The trained network, on the CPU. CheckpointError where it is not the one that the config describes."""
+    """The trained network, on the CPU, to be run in full float32. CheckpointError where it is not the one that the config describes."""
     obs_shape = envs.obs_shape if screen is None else (config.frame_stack, *screen.frame_shape)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):
@@ -340,6 +356,7 @@ def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scree
             f"{saved.path}: trained on observations {trained[0]} with {trained[1]} actions, config.toml describes "
             f"{obs_shape} with {envs.num_actions}; restore the config.toml of this run"
         )
+    torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
     network = make_network(config, obs_shape, envs.num_actions)
     try:
         network.load_state_dict(saved.tensors["model"])

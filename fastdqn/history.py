@@ -170,7 +170,8 @@ def final_score(history: History, source: str = "auto") -> Score | None:
     """
     if source != "training" and history.evaluations:
         newest = history.evaluations[-1]
-        return Score(newest["score_mean"], f"eval {newest['protocol']}", newest["episodes"])
+        source = f"eval {newest['protocol']}, epsilon {newest['epsilon']:g}, {newest['episodes']} games"
+        return Score(newest["score_mean"], source, newest["episodes"])
     last = history.games.score[-WINDOW:]
     return None if source == "eval" or not len(last) else Score(float(last.mean()), "training", len(last))
 

@@ -6,6 +6,7 @@ that existing plotting tools read them. `global_step` is in env steps; `frames` 
 
 import csv
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -40,6 +41,22 @@ class Snapshot:
     phase_seconds: dict[str, float]  # cumulative host time in: env, act, append, learn, log
     memory_bytes: int  # resident
     gpu_memory_bytes: int | None
+
+    def row(self) -> dict[str, Any]:
+        """What metrics.jsonl says of it, by tag."""
+        seconds = max(sum(self.phase_seconds.values()), 1e-9)
+        return {
+            "global_step": self.env_steps,
+            "frames": self.frames,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "charts/episodic_return": self.score_mean_100,
+            "charts/episodes": self.episodes,
+            "charts/epsilon": self.epsilon,
+            "charts/updates": self.updates,
+            "perf/fps": self.frames_per_second_10s,
+            **{f"perf/{name}_frac": value / seconds for name, value in self.phase_seconds.items()},
+            "system/memory_bytes": self.memory_bytes,
+        }
 
 
 class EpisodeTracker:
@@ -170,4 +187,4 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return 0
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -8,9 +8,13 @@ the disk and leaves its result in the run's `eval/`; with `--keep-best` also the
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fastdqn import runs
+
+SEED = 0  # not `fastdqn eval`'s own: games that chose the best agent would flatter it when they score it
 
 
 class PeriodicEval:
@@ -54,7 +58,7 @@ class PeriodicEval:
             return
         command = [
             sys.executable, "-m", "fastdqn", "eval", str(self._run), "--episodes", str(self._episodes),
-            "--device", "cpu", "--threads", "1", "--keep-best",
+            "--device", "cpu", "--threads", "1", "--keep-best", "--seed", str(SEED),
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self._log.open("a") as log:
@@ -64,11 +68,17 @@ class PeriodicEval:
             )  # fmt: skip
         self.started += 1
 
-    def wait(self) -> None:
-        """Lets the evaluation that is going on come to its end."""
-        if self._process is not None:
-            self._process.wait()
-        _ = self.running
+    def finish(self, unless: Callable[[], bool]) -> None:
+        """Evaluates the newest checkpoint after all, once what is going on has ended, as long as `unless` is false."""
+        self.wait(unless)
+        if not unless():
+            self.start()
+        self.wait(unless)
+
+    def wait(self, unless: Callable[[], bool] = lambda: False) -> None:
+        """Lets the evaluation that is going on come to its end, as long as `unless` is false."""
+        while self.running and not unless():
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Ends the evaluation that is going on: the run was told to stop."""

@@ -62,13 +62,10 @@ class Rollout:
         except ValueError as error:
             raise UsageError(str(error)) from None
         config = config_of(self.run)
-        rules = protocol_of(protocol, config)
+        rules = protocol_of(protocol, config, epsilon)
         if episodes != 0 and not num_envs <= episodes <= 100_000:
             raise UsageError(f"episodes={episodes}: give a number from {num_envs} to 100000, or 0 for one of each game")
-        if epsilon is not None and not 0 <= epsilon <= 1:
-            raise UsageError(f"epsilon={epsilon}: a probability; give a number from 0 to 1")
-        self.protocol, self.seed = protocol, seed
-        self.epsilon = rules.epsilon if epsilon is None else epsilon
+        self.protocol, self.seed, self.epsilon = protocol, seed, rules.epsilon
         self.episodes = episodes or num_envs
         where = resolve_device(device)
         screen = make_screen(config, where)

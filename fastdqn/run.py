@@ -27,11 +27,12 @@ from fastdqn.pipeline import Pipeline
 from fastdqn.plan import plan
 from fastdqn.run_folder import RunFolder, trim
 from fastdqn.saver import Saver
-from fastdqn.schedules import LearningSchedule
+from fastdqn.schedules import LearningSchedule, line
 from fastdqn.signals import StopRequest
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
+SAVE_PERIOD_SECONDS = 600.0
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
 
 
@@ -117,7 +118,7 @@ class Run:
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
         self._losses: dict[str, float] = {}
         self._windows = RateWindow(10), RateWindow(60)
-        self._started = self._logged = time.perf_counter()
+        self._started = self._logged = self._saved_at = time.perf_counter()
         self._eval_waits = False
         self._saved_period = self.frames // config.checkpoint_period_frames
         self._evaluated_period = self.frames // max(config.eval_period_frames, 1)
@@ -175,6 +176,14 @@ class Run:
         self.envs = make_envs(config, self.screen, self.threads.env, self.epoch, first_env)
         self.envs.on_stall = self.save_now
 
+    def heed(self) -> bool:
+        """Whether a signal asked the run to end. To ask is to answer it, also amid what takes seconds."""
+        return self.stop is not None and self.stop.requested
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written, which is worth waiting for."""
+        return self._saver.busy
+
     def epsilon(self) -> float:
         return linear_epsilon(
             self.clock.env_steps,
@@ -184,11 +193,10 @@ class Run:
         )
 
     def importance_exponent(self) -> float:
-        """beta of prioritised draws: a straight line from the learning start to the end."""
-        start, end = self.config.learning_starts, self.config.total_env_steps
-        progress = (self.clock.env_steps - start) / max(end - start, 1)
-        first, last = self.config.importance_exponent, self.config.importance_exponent_end
-        return first + min(max(progress, 0.0), 1.0) * (last - first)
+        """beta of prioritised draws."""
+        config, now = self.config, self.clock.env_steps
+        between = config.importance_exponent, config.importance_exponent_end
+        return line(now, config.learning_starts, config.total_env_steps, *between)
 
     @property
     def frames(self) -> int:
@@ -199,7 +207,7 @@ class Run:
         before = self.clock.env_steps
         agreed = self.ranks.agree(
             decisions,
-            stop=self.stop is not None and self.stop.requested,
+            stop=self.heed(),
             log=time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS,
         )
         self.clock.env_steps += agreed.decisions
@@ -214,22 +222,12 @@ class Run:
         self._losses = self.learner.read_metrics() or self._losses
         self.refused, self._refused_in_a_row = self.learner.read_refused()
         snapshot = self.snapshot()
-        seconds = max(sum(self.phase.seconds.values()), 1e-9)
         row = {
-            "global_step": self.clock.env_steps,
-            "frames": snapshot.frames,
-            "wall_seconds": round(snapshot.wall_seconds, 3),
+            **snapshot.row(),
             "charts/SPS": snapshot.frames_per_second_10s / self.config.action_repeat,
-            "charts/episodic_return": snapshot.score_mean_100,
-            "charts/episodes": snapshot.episodes,
-            "charts/epsilon": snapshot.epsilon,
-            "charts/updates": snapshot.updates,
             "charts/refused_updates": self.refused,
             **self._losses,
             **self.periodic_eval.new_scores(),
-            "perf/fps": snapshot.frames_per_second_10s,
-            **{f"perf/{name}_frac": value / seconds for name, value in snapshot.phase_seconds.items()},
-            "system/memory_bytes": snapshot.memory_bytes,
             "system/compiled_graphs": compiled_graphs(),
         }
         self._logs.write(
@@ -280,11 +278,15 @@ class Run:
         )
 
     def checkpoint_due(self) -> bool:
+        """By frames, or by time: a slow run would lose hours. Not where saving takes long or begins new games."""
+        late = time.perf_counter() - self._saved_at > SAVE_PERIOD_SECONDS
+        if late and not (self._saves_replay or self.config.deterministic):
+            return True
         return self.frames // self.config.checkpoint_period_frames > self._saved_period
 
     def save(self) -> None:
         """Has a checkpoint written: learner and counters behind the loop's back, the replay, where asked for, at once."""
-        self._saved_period = self.frames // self.config.checkpoint_period_frames
+        self._saved_period, self._saved_at = self.frames // self.config.checkpoint_period_frames, time.perf_counter()
         if not self.ranks.first:
             return
         state = {
@@ -384,9 +386,7 @@ class Run:
         self.unsaved = not self.save_for_resume()
         if self.config.eval_period_frames > 0 and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
-            self.periodic_eval.wait()
-            self.periodic_eval.start()
-            self.periodic_eval.wait()
+            self.periodic_eval.finish(unless=self.heed)
         self.periodic_eval.stop()
         for failure in self.periodic_eval.failures:
             self.dashboard.say(f"warning: {failure}")

@@ -13,6 +13,12 @@ from typing import Literal
 Event = Literal["update", "sync"]
 
 
+def line(env_step: int, start: int, end: int, first: float, last: float) -> float:
+    """`first` until env step `start`, `last` from `end` on, a straight line between."""
+    progress = (env_step - start) / max(end - start, 1)
+    return first + min(max(progress, 0.0), 1.0) * (last - first)
+
+
 class LearningSchedule:
     """Updates and target syncs, counted from the learning start.
 

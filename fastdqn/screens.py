@@ -1,9 +1,9 @@
 """What the device makes of the emulator's screen, 210x160, before the ring stores it.
 
-AreaResize, grey to 84x84: bytes equal to those of EnvPool's own area resize. An output pixel is the mean of the 2.5 x 40/21 input pixels it covers. In whole numbers: an input row is 2 units high and
-an output row 5, an input column is 21 units wide and an output column 40, so every weight is an integer and they sum to
-5 * 40 = 200. No sum exceeds 255 * 200 = 51,000: float32 is exact, and so is TF32, whose 11 bits hold each factor
-(bfloat16 is not).
+AreaResize, grey to 84x84: bytes equal to those of EnvPool's own area resize. An output pixel is the mean of the
+2.5 x 40/21 input pixels it covers. In whole numbers: an input row is 2 units high and an output row 5, an input column is
+21 units wide and an output column 40, so every weight is an integer and they sum to 5 * 40 = 200. No sum exceeds
+255 * 200 = 51,000: float32 is exact, and so is TF32, whose 11 bits hold each factor (bfloat16 is not).
 
 Why: the emulator steps faster when it does not resize (benchmarks/LOG.md), and the device has time to spare.
 Source of the rule: OpenCV's INTER_AREA, which EnvPool uses; halves go to the even neighbour.

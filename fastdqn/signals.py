@@ -27,6 +27,7 @@ class StopRequest:
     def __init__(self, grace_seconds: float = 3.0) -> None:
         self.signal: int | None = None
         self.on_ignored: Callable[[], object] | None = None
+        self.saving: Callable[[], bool] = lambda: False  # while it is true a loop that does not answer is waited for
         self._grace_seconds = grace_seconds
         self._answered = threading.Event()
         self._previous: dict[int, object] = {}
@@ -73,8 +74,9 @@ class StopRequest:
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
                 if number[0] in (signal.SIGINT, signal.SIGTERM):
-                    if not self._answered.wait(self._grace_seconds):
-                        self._end(number[0])
+                    while not self._answered.wait(self._grace_seconds):
+                        if not self.saving():
+                            self._end(number[0])
                     return
 
     def _end(self, number: int) -> None:

@@ -34,7 +34,7 @@ def train(
     """
     with StopRequest() as stop:
         run = Run(config, command, saved)
-        run.stop, stop.on_ignored = stop, run.save_for_resume
+        run.stop, stop.on_ignored, stop.saving = stop, run.save_for_resume, run.saving
         run.envs.start()
         never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed
         with no_garbage_collection(), never_again, run:
@@ -95,6 +95,7 @@ def learn(run: Run, before: int) -> None:
             if event == "update":
                 run.clock.updates += 1
                 run.pipeline.update()
+                run.heed()
             else:
                 run.clock.target_syncs += 1
                 run.pipeline.sync_target()

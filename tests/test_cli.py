@@ -44,6 +44,19 @@ def test_no_command_and_help_print_the_commands(capsys: pytest.CaptureFixture) -
         (["train", "--learning-starts", "100"], "error: learning_starts=100: 64 envs need 8 rows each"),
         (["train", "--replay-capacity", "9B"], "error: replay_capacity=9000000000: needs"),
         (["train", "--env", "CartPole-v1", "--fire-after-life-loss", "on"], "error: fire_after_life_loss=on"),
+        (
+            ["train", "--env", "CartPole-v1", "--sticky-actions", "0.25"],
+            "error: sticky_actions=0.25: CartPole-v1 is no Atari",
+        ),
+        (
+            ["train", "--env", "CartPole-v1", "--full-action-set"],
+            "error: full_action_set=True: CartPole-v1 is no Atari",
+        ),
+        (["train", "--eval-episodes", "500"], "error: eval_episodes=500: nothing is evaluated"),
+        (
+            ["train", "--polyak", "0.01", "--target-update-period", "500"],
+            "error: target_update_period=500: has no effect",
+        ),
         (["train", "--device", "cuda"], "error: device=cuda"),
         (["eval", "no/such/run"], "error: run=no/such/run: holds no run"),
         (["trian"], "error: trian: no such command"),

@@ -59,14 +59,15 @@ def test_the_newest_evaluation_counts_where_there_is_one_and_the_table_says_so(t
         write_evaluation(run, mean, step=1_000)
     (runs[0] / "eval" / ".half.json").write_text('{"score_me')  # what a writer has begun
     (row,) = compare(capsys, *runs)["groups"]
-    assert row["iqm"] == 6 and row["score_of"] == ["eval run"]
+    assert row["iqm"] == 6 and row["score_of"] == ["eval run, epsilon 0.001, 100 games"]
     (row,) = compare(capsys, *runs, "--score", "training")["groups"]
     assert row["iqm"] == 2 and row["score_of"] == ["training"]
     (runs[0] / "eval" / "step-000000001000__run__s1.json").unlink()
     (runs[0] / "eval" / "step-000000000900__run__s1.json").unlink()
     figures = compare(capsys, *runs)
-    assert figures["groups"][0]["score_of"] == ["eval run", "training"]
-    assert any("scores of different kinds stand side by side (eval run, training)" in note for note in figures["notes"])
+    assert figures["groups"][0]["score_of"] == ["eval run, epsilon 0.001, 100 games", "training"]
+    sources = "eval run, epsilon 0.001, 100 games, training"
+    assert any(f"scores of different kinds stand side by side ({sources})" in note for note in figures["notes"])
     assert compare(capsys, *runs, "--score", "eval")["groups"][0]["seeds"] == 2
 
 

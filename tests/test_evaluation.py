@@ -229,6 +229,38 @@ def test_games_in_which_the_same_was_seen_are_one_distinct_game() -> None:
     assert len(set(same)) == 3  # those two, and the one that began with 9
 
 
+def test_a_game_that_began_after_other_no_ops_and_ended_alike_is_the_same_game() -> None:
+    def played(frames: list[int], score: float) -> bytes:
+        tally, no, end = GameTally(np.array([1])), np.zeros(1, np.bool_), len(frames) - 1
+        for row, frame in enumerate(frames):
+            points = np.full(1, score if row == end else 0.0, np.float32)
+            tally.add(EnvStep(np.full((1, 4), frame % 251, np.uint8), points, points, np.array([row == end]), no, no,
+                              np.array([row == 0]), np.zeros(1, np.int32)))  # fmt: skip
+        return tally.games[0].fingerprint
+
+    course = list(range(400))
+    assert played([7, 7, *course], 5.0) == played(course, 5.0)
+    assert played(course, 5.0) != played(course, 6.0) and played([*course[:-1], 0], 5.0) != played(course, 5.0)
+
+
+def test_the_interval_counts_equal_games_as_one() -> None:
+    scores, names = np.array([0.0, 10.0] * 2), [b"a", b"b"] * 2
+    assert bootstrap_interval(np.repeat(scores, 25), [name for name in names for _ in range(25)]) == (0.0, 10.0)
+    low, high = bootstrap_interval(np.repeat(scores, 25))
+    assert 2.5 < low < 5 < high < 7.5
+    draws = np.random.default_rng(0).normal(size=50)
+    alone = bootstrap_interval(draws, [bytes([number]) for number in range(50)])
+    assert alone == pytest.approx(bootstrap_interval(draws), abs=0.03)
+    assert bootstrap_interval(np.full(9, 3.0), [b"x"] * 9) == (3.0, 3.0)
+
+
+def test_results_of_different_settings_lie_side_by_side(catch_run: Path) -> None:
+    kept = set((catch_run / "eval").glob("*.json"))
+    for settings in ({"episodes": 3}, {"episodes": 4}, {"episodes": 4, "epsilon": 0.5}, {"episodes": 4, "seed": 9}):
+        evaluate(catch_run, **settings)
+    assert len(set((catch_run / "eval").glob("*.json")) - kept) == 4
+
+
 def test_the_bootstrap_interval_covers_the_true_mean_about_95_times_in_100() -> None:
     draw = np.random.default_rng(0)
     covered = 0

@@ -41,6 +41,24 @@ def build(*_):
 run.build = build
 sys.exit(main(sys.argv[1:]))
 """
+# a checkpoint takes longer to write than a loop that does not answer is given
+SAVING = """
+import sys, time
+from fastdqn import checkpoint, signals
+from fastdqn.cli import main
+signals.LAST_RESORT_SECONDS = 0.5
+signals.StopRequest.__init__.__defaults__ = (0.5,)
+write, first = checkpoint.write, True
+def slow(*arguments):
+    global first
+    if first:
+        first = False
+        print("saving", flush=True)
+        time.sleep(4)
+    write(*arguments)
+checkpoint.write = slow
+sys.exit(main(sys.argv[1:]))
+"""
 ARGV = ["train", "--preset", "catch", "--total-frames", "100M", "--no-compile", "--torch-threads", "1", "--ui", "quiet"]
 
 
@@ -62,6 +80,17 @@ def test_a_run_blocked_in_recv_is_saved_and_ends_with_the_signals_code(number: i
     process.communicate(timeout=20)
     assert process.returncode == code
     assert checkpoint.load(tmp_path / "run" / "checkpoints").state["env_steps"] > 2_000
+
+
+def test_a_save_in_progress_is_waited_for(tmp_path: Path) -> None:
+    """The loop waits for a replay that is being written, and so answers late; what it waits for must not be thrown away."""
+    process = started(
+        SAVING, tmp_path / "run", "saving", "--checkpoint-replay", "full", "--checkpoint-period-frames", "3000"
+    )  # fmt: skip
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert checkpoint.load(tmp_path / "run" / "checkpoints").large is not None
 
 
 def test_a_deterministic_run_blocked_in_recv_keeps_its_last_boundary(tmp_path: Path) -> None:

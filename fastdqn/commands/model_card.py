@@ -5,16 +5,14 @@ from typing import Any
 
 from fastdqn import hardware, runs
 from fastdqn.checkpoint import Checkpoint
-from fastdqn.config import Config
-
-EXTRAS = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
+from fastdqn.config import SWITCHES, Config
 
 
 def text(
     run: Path, config: Config, saved: Checkpoint, figures: dict[str, Any], comparison: str, *, fire_action: int | None
 ) -> str:
     """The card. `figures` is what `fastdqn export --json` prints, `comparison` its check in words."""
-    switched = [name.replace("_", " ") for name in EXTRAS if getattr(config, name)]
+    switched = [name.replace("_", " ") for name in SWITCHES if getattr(config, name)]
     network = ", ".join([f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", *switched])
     file = Path(figures["file"]).name
     return f"""# {figures["env"]}: an agent of preset {config.preset}
