@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,11 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile can build its kernels: Triton on CUDA, a C++ compiler on CPU."""
+    """Whether torch.compile can build its kernels: Triton on CUDA; on CPU a C++ compiler with Python's headers."""
     if device.type == "cuda":
         return True
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 

@@ -158,7 +158,9 @@ def resolve_precision(config: Config, device: torch.device, notes: list[str]) ->
 def resolve_compile(config: Config, device: torch.device, notes: list[str]) -> bool:
     """Whether to compile; adds a note where that was asked for and cannot be."""
     if config.compile and not hardware.has_compiler(device):
-        notes.append("not compiled: no C++ compiler found; install g++ for up to twice the learning speed")
+        notes.append(
+            "not compiled: no C++ compiler with Python.h; install g++ python3-dev for up to twice the learning speed"
+        )
         return False
     return config.compile
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from fastdqn.distributed import Bucket, Ranks
 from fastdqn.graphs import WARM_UP_CALLS, Graph, preserved
@@ -33,6 +34,9 @@ class Pipeline:
         preprocess: turns staged screens into the ring's, on the device; None: they are the ring's already.
         act_threads, learn_threads: torch threads on the CPU, of choosing actions and of an update.
         ranks: with whom gradients are averaged.
+
+    Raises:
+        ValueError: what was to be compiled could not be.
     """
 
     def __init__(
@@ -55,9 +59,15 @@ class Pipeline:
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
         started = time.perf_counter()
-        learner.warm_up(
-            ring.latest(staging.rows["env_id"]), batch_size, act_threads=act_threads, learn_threads=learn_threads
-        )
+        try:
+            learner.warm_up(
+                ring.latest(staging.rows["env_id"]), batch_size, act_threads=act_threads, learn_threads=learn_threads
+            )
+        except BackendCompilerFailed as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"compile=True: the compiler failed; fastdqn doctor tests it, --no-compile does without it ({reason})"
+            ) from error
         changed = [*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []
         with ring.upcoming_kept(WARM_UP_CALLS if self.queues else 0), preserved(changed):
             if self.queues:  # distinct lanes, as of a group

@@ -101,17 +101,18 @@ class Run:
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
         self.dashboard.print_plan(self.plan)
-        self.pipeline = Pipeline(
-            self.learner,
-            self.ring,
-            self.staging,
-            batch_size=config.batch_size // self.ranks.size,
-            fire_action=self.fire_action,
-            preprocess=None if self.screen is None else self.screen.preprocess,
-            act_threads=self.threads.act,
-            learn_threads=self.threads.learn,
-            ranks=self.ranks,
-        )
+        with refused_in_one_line(config.run_dir):
+            self.pipeline = Pipeline(
+                self.learner,
+                self.ring,
+                self.staging,
+                batch_size=config.batch_size // self.ranks.size,
+                fire_action=self.fire_action,
+                preprocess=None if self.screen is None else self.screen.preprocess,
+                act_threads=self.threads.act,
+                learn_threads=self.threads.learn,
+                ranks=self.ranks,
+            )
         if saved is not None:
             self.episodes.episodes = saved.state["episodes"]
             self.episodes.last_100.extend(saved.state["last_100"])

@@ -1,8 +1,10 @@
 """The command line as a user meets it: exit codes, messages, units, and what `--help` imports."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +145,15 @@ def test_fastdqn_train_with_nothing_else_trains_breakout_to_its_first_updates(tm
         assert (run / name).stat().st_size > 0
     again = fastdqn("train", "--run-dir", str(run))
     assert again.returncode == 2 and "already holds a run" in again.stderr
+
+
+def test_a_compiler_that_fails_is_one_line_with_the_way_out(tmp_path: Path) -> None:
+    false = tmp_path / "g++"
+    false.write_text("#!/bin/sh\necho 'fatal error: Python.h' >&2\nexit 1\n")
+    false.chmod(0o755)
+    command = [sys.executable, "-m", "fastdqn", "train", "--preset", "catch", "--run-dir", str(tmp_path / "run")]
+    environment = {**os.environ, "CXX": str(false), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = subprocess.run([*command, "--ui", "quiet"], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert "compile=True" in line and "fastdqn doctor" in line and "--no-compile" in line

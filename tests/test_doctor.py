@@ -59,7 +59,7 @@ def test_no_compiler_at_all_is_a_warning_because_training_goes_on_without(monkey
     monkeypatch.setenv("CXX", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     finding = doctor.check_compiler()
-    assert finding.state == "warning" and finding.remedy == "apt install g++"
+    assert finding.state == "warning" and finding.remedy == "apt install g++ python3-dev"
 
 
 def test_the_compiler_is_given_a_kernel_that_no_cache_holds() -> None:
