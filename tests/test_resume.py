@@ -117,6 +117,24 @@ def test_sigterm_in_mid_epoch_keeps_the_last_boundary_and_says_what_will_be_run_
     assert state["frames"] % 5_000 < 16
 
 
+def test_a_slow_run_is_saved_by_the_clock_unless_saving_takes_long(tmp_path: Path, monkeypatch) -> None:
+    slow = replace(CATCH, deterministic=False, checkpoint_period_frames=10**9)
+    for name, changes, due in (
+        ("plain", {}, True), ("full", {"checkpoint_replay": "full"}, False), ("deterministic", {"deterministic": True}, False),
+    ):  # fmt: skip
+        run = Run(replace(slow, run_dir=str(tmp_path / name), **changes), ["test"])
+        run.envs.close()
+        now = time.perf_counter()
+        monkeypatch.setattr("fastdqn.run.time.perf_counter", lambda now=now: now + 590)
+        assert not run.checkpoint_due()
+        monkeypatch.setattr("fastdqn.run.time.perf_counter", lambda now=now: now + 610)
+        assert run.checkpoint_due() == due
+        run.save()
+        assert not run.checkpoint_due()
+        monkeypatch.undo()
+        run._saver.wait()
+
+
 def test_none_valid_is_exit_code_1_and_never_a_fresh_start(tmp_path: Path, capsys) -> None:
     train(replace(CATCH, total_frames=2_000, run_dir=str(tmp_path / "run")))
     for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints"):
