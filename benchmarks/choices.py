@@ -5,7 +5,7 @@
 
 A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
-first moment on. On a GPU alone: `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
+first moment on. `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled. On a GPU alone: `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
 again, which takes a core from the games; `layout=auto` leaves the convolutions' layout to torch.compile;
 `cudnn=benchmark` has cuDNN try its algorithms.
 """
@@ -25,6 +25,7 @@ from benchmarks.publish import publish, spread
 from benchmarks.throughput import Group, make_run, rate, trained
 from fastdqn import learner
 from fastdqn.arguments import train_config
+from fastdqn.replay import ReplayRing
 from fastdqn.trainer import no_garbage_collection
 
 GPU_SWITCHES = ("wait=block", "layout=auto", "cudnn=benchmark")
@@ -33,16 +34,20 @@ BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-
 
 def rung(base: str, words: str, folder: str) -> Group:
     """A training loop with these flags."""
-    switches = {word for word in words.split() if word in GPU_SWITCHES}
+    switches = {word for word in words.split() if word in (*GPU_SWITCHES, "rows=eager")}
     flags = [word for word in words.split() if word not in switches]
     config = train_config(
         [*base.split(), *flags, "--ui", "quiet", "--total-frames", "1000B", "--checkpoint-period-frames", "1000B"],
         prog="python -m benchmarks.choices",
     )
-    if switches and (config.device == "cpu" or not torch.cuda.is_available()):
+    if switches & set(GPU_SWITCHES) and (config.device == "cpu" or not torch.cuda.is_available()):
         raise SystemExit(f"{', '.join(switches)}: about a GPU; leave it out")
     torch.backends.cudnn.benchmark = "cudnn=benchmark" in switches
-    with patch.object(learner, "CUDA_COMPILE", {} if "layout=auto" in switches else learner.CUDA_COMPILE):
+    with contextlib.ExitStack() as patches:
+        if "layout=auto" in switches:
+            patches.enter_context(patch.object(learner, "CUDA_COMPILE", {}))
+        if "rows=eager" in switches:
+            patches.enter_context(patch.object(ReplayRing, "compile", lambda *_, **__: None))
         run = make_run(config, config.replay_ratio, folder)  # compiles and captures
     if "wait=block" in switches:
         run.staging._arrived = torch.cuda.Event(blocking=True)

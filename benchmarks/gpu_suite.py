@@ -78,10 +78,10 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
 
     choices = [
         "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
-        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "cudnn=benchmark", "--seconds", "3",
+        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "cudnn=benchmark", "rows=eager", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
-        choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
+        choices = ["", "--batch-size 128", "rows=eager", "--seconds", "2", "--repeats", "2"]
     large = [name for name, changes in PARTS.items() if "encoder" in changes] + ["preset btr"]
     parts = {
         "parts": ["Double", "prioritised, 1M rows"]

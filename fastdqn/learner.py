@@ -1,7 +1,7 @@
-"""Online and target networks, the optimiser, `act` and `update`; the only caller of torch.compile.
+"""Online and target networks, the optimiser, `act` and `update`.
 
-Three functions are compiled, each whole (`fullgraph=True`) and with static shapes: the Q-values to act on, the loss, and
-the step of an optimiser that torch has no fused kernel for.
+Compiled are, each whole (`fullgraph=True`) and with static shapes: the choice of actions, the loss, what is decided and
+counted between gradient and step, and the step of an optimiser that torch has no fused kernel for.
 Scalars that change (epsilon, learning rate, counters) are 0-d tensors changed in place, and so are the weights: a
 Python number would recompile, a rebound tensor would be lost to a captured graph. N transitions, B envs, A actions.
 """
@@ -85,7 +85,8 @@ class Learner:
         if device.type == "cuda":
             options["options"] = CUDA_COMPILE
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
-        self._q_values = torch.compile(self.q_values, **options) if compile else self.q_values
+        self._choose = torch.compile(self.choose, **options) if compile else self.choose
+        self._account = torch.compile(self._account_once, **options) if compile else self._account_once
         self._rmsprop = torch.compile(self._guarded_rmsprop, **options) if compile else self._guarded_rmsprop
 
     def warm_up(self, obs: Tensor, batch_size: int, *, act_threads: int = 1, learn_threads: int = 1) -> None:
@@ -95,24 +96,30 @@ class Learner:
         """
         torch.set_num_threads(act_threads)
         with torch.no_grad():
-            self._q_values(obs, self.explore_counter)
+            self._choose(obs, self.epsilon, self.explore_counter)
         torch.set_num_threads(learn_threads)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
         # distinct tensors: one that is passed twice would be compiled in, and every other batch compiled again
         reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
         batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
-        grads = torch.autograd.grad(self._loss(*batch, self.learn_counter)[0], self.parameters)
+        loss, q_N, _ = self._loss(*batch, self.learn_counter)
+        grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
+        kept = [tensor.clone() for tensor in self._accounts]
+        divisor, bad = self._account(loss.detach(), q_N.mean(), torch.full_like(loss, torch.inf))
+        for tensor, old in zip(self._accounts, kept, strict=True):
+            tensor.copy_(old)
         if not self._fused:
-            grads = [grad.contiguous() for grad in grads]
-            norm = torch.ones_like(self.epsilon)
-            self._step(grads, norm, bad=norm > 0)  # a step that is left out changes nothing
+            self._step(grads, divisor, bad)  # a step that is left out changes nothing
 
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place, after `warm_up`."""
         networks = [*self.parameters, *self._target_params, *self._buffers, *self._target_buffers]
-        counters = [self.explore_counter, self.learn_counter, self.refused, self.refused_in_a_row]
-        return [*networks, *self._moments, self.epsilon, *counters, self._sums]
+        return [*networks, *self._moments, self.epsilon, self.explore_counter, *self._accounts]
+
+    @property
+    def _accounts(self) -> list[Tensor]:
+        return [self.learn_counter, self.refused, self.refused_in_a_row, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
@@ -129,6 +136,10 @@ class Learner:
     def q_values(self, obs: Tensor, group: Tensor) -> Tensor:
         """Q(s, .) of the online network, to act on. float32 [B, A]"""
         return self.online(obs, 4 * group + 3)
+
+    def choose(self, obs: Tensor, epsilon: Tensor, group: Tensor) -> Tensor:
+        """Epsilon-greedy actions of group number `group`. int64 [B]"""
+        return epsilon_greedy(self.q_values(obs, group), epsilon, self._explore_key, group)
 
     def loss(
         self,
@@ -192,9 +203,7 @@ class Learner:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Epsilon-greedy actions for a batch of envs. int64 [B]"""
-        action_B = epsilon_greedy(
-            self._q_values(obs, self.explore_counter), self.epsilon, self._explore_key, self.explore_counter
-        )
+        action_B = self._choose(obs, self.epsilon, self.explore_counter)
         self.explore_counter += 1
         return action_B
 
@@ -226,24 +235,29 @@ class Learner:
         """The second half: steps along what `gradients` gave, or along its mean over several ranks."""
         *grads, loss, q = parts
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
-        self._step(grads, norm, bad)
+        divisor, bad = self._account(loss, q, norm)
+        self._step(grads, divisor, bad)
         if self._polyak > 0:
             self._follow()
+        return torch.where(bad > 0, 0.0, size_N)
+
+    def _account_once(self, loss: Tensor, q: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """By what to divide the gradient, and 1.0 if loss or gradient is not finite, else 0.0; counts the update. 0-d"""
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        divisor = torch.ones_like(norm)
+        if self._max_grad_norm > 0:
+            divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
         self.learn_counter += 1
         self.refused += bad
         self.refused_in_a_row.add_(1).mul_(bad)
         figures = torch.stack([loss, q, norm, torch.ones_like(norm)])
         self._sums += torch.where(bad, 0.0, figures).double()
-        return torch.where(bad, 0.0, size_N)
+        return divisor.float(), bad.float()
 
-    def _step(self, grads: Sequence[Tensor], norm: Tensor, bad: Tensor) -> None:
+    def _step(self, grads: Sequence[Tensor], divisor: Tensor, bad: Tensor) -> None:
         """Clips and steps, or leaves weights and moments as they are; without a branch, for a graph has none."""
-        divisor = torch.ones_like(norm)
-        if self._max_grad_norm > 0:
-            divisor = ((norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
         if self._fused:  # a fused step divides on its way, with no pass over the gradients of its own
-            self.optimizer.grad_scale, self.optimizer.found_inf = divisor.float(), bad.float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale, self.optimizer.found_inf = divisor, bad  # type: ignore[attr-defined]
             for param, grad in zip(self.parameters, grads, strict=True):
                 param.grad = grad
             self.optimizer.step()
@@ -264,7 +278,7 @@ class Learner:
         self, params: list[Tensor], grads: Sequence[Tensor], divisor: Tensor, bad: Tensor,
         square_avgs: list[Tensor], grad_avgs: list[Tensor], steps: list[Tensor],
     ) -> None:  # fmt: skip
-        """torch's own RMSprop, taken back where `bad`. Compiled it is one pass over each tensor, eagerly a dozen."""
+        """torch's own RMSprop, taken back where `bad` is 1. Compiled it is one pass over each tensor, eagerly a dozen."""
         changed = [*params, *square_avgs, *grad_avgs, *steps]
         saved = [tensor.clone() for tensor in changed]
         group = self.optimizer.param_groups[0]
@@ -274,7 +288,7 @@ class Learner:
             weight_decay=0.0, momentum=0.0, centered=group["centered"],
         )  # fmt: skip
         for tensor, old in zip(changed, saved, strict=True):
-            tensor.copy_(torch.where(bad, old, tensor))
+            tensor.copy_(torch.where(bad > 0, old, tensor))
 
     @property
     def _moments(self) -> list[Tensor]:

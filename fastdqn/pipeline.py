@@ -59,10 +59,11 @@ class Pipeline:
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
         started = time.perf_counter()
+        env_id, threads = staging.rows["env_id"], {"act_threads": act_threads, "learn_threads": learn_threads}
         try:
-            learner.warm_up(
-                ring.latest(staging.rows["env_id"]), batch_size, act_threads=act_threads, learn_threads=learn_threads
-            )
+            if learner.compiled:
+                ring.compile(env_id, batch_size, **threads)
+            learner.warm_up(ring.latest(env_id), batch_size, **threads)
         except BackendCompilerFailed as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(

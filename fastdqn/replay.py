@@ -22,13 +22,14 @@ Reward and flags of row i + 1 describe the step into row i + 1; the action of ro
                  or after the first truncated row: its frame is the true one, bootstrap from it with gamma^m
 
 Every operation has static shapes and no host sync, and every index is one flat int64 tensor, so that all of it can be
-captured in a CUDA graph. Legend: E lanes (envs), L rows a lane, B rows appended, N samples, S stack, K candidates.
+captured in a CUDA graph. Which rows, and what return: pure arithmetic on a hundred small tensors, which `compile` fuses;
+storing rows and reading frames is left to PyTorch's own kernels. Legend: E lanes (envs), L rows a lane, B rows appended, N samples, S stack, K candidates.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -38,6 +39,17 @@ from fastdqn import rng
 from fastdqn.priorities import Priorities
 
 CANDIDATES = 16  # draws per sample; all of them miss with probability p^16, where p is the share of rows not starts
+
+
+class Rows(NamedTuple):
+    """Where N transitions lie, and all of them but the frames."""
+
+    obs: Tensor  # int64 [N * S], flat rows
+    next_obs: Tensor  # int64 [N * S]
+    action: Tensor  # int64 [N]
+    reward: Tensor  # float32 [N]
+    discount: Tensor  # float32 [N]
+    index: Tensor  # int64 [N]
 
 
 class Batch(NamedTuple):
@@ -157,6 +169,23 @@ class ReplayRing:
             self.storage[name].view(-1) for name in ("action", "reward", "terminated", "life_lost", "done")
         )
         self._obs_shape = (stack, *obs_shape) if len(obs_shape) > 1 else obs_shape
+        self._drawn, self._at, self._newest = self._draw, self._rows_at, self._newest_rows
+
+    def compile(self, env_id: Tensor, batch_size: int, *, act_threads: int, learn_threads: int) -> None:
+        """Fuses the arithmetic behind `latest` of lanes `env_id` and `sample`. Changes nothing that is stored.
+
+        A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
+        """
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        self._drawn, self._at = torch.compile(self._draw, **options), torch.compile(self._rows_at, **options)
+        self._newest = torch.compile(self._newest_rows, **options)
+        torch.set_num_threads(act_threads)
+        self._newest(env_id)
+        torch.set_num_threads(learn_threads)
+        if self.priorities is None:
+            self._drawn(batch_size)
+        else:
+            self._at(torch.zeros(batch_size, dtype=torch.int64, device=env_id.device))
 
     @property
     def nbytes(self) -> int:
@@ -219,15 +248,18 @@ class ReplayRing:
 
     def latest(self, env_id: Tensor) -> Tensor:
         """The observation at the newest row of each lane: uint8 [B, S, H, W] or float32 [B, D]."""
-        return self._observation(env_id, self.count[env_id] - 1)
+        return self._frames(self._newest(env_id))
 
     def sample(self, batch_size: int) -> Batch:
         """A draw over exactly the starts, with replacement. Advances the ring's random stream."""
         if self.priorities is None:
-            return self.transitions(*self._draw(batch_size))
-        index, weight = self.priorities.draw(batch_size)
-        lane = index // self.lane_length
-        return self.transitions(lane, self._row_number(lane, index % self.lane_length), weight)
+            rows, weight, missed = self._drawn(batch_size)
+            self.draw_counter += 1
+            self.failed_slots += missed
+        else:
+            index, weight = self.priorities.draw(batch_size)
+            rows = self._at(index)
+        return self._batch(rows, weight)
 
     def update_priorities(self, batch: Batch, td_error: Tensor) -> None:
         """Tells a prioritised ring what was learned from `batch`: |delta| or its like, [N]. Else does nothing."""
@@ -236,20 +268,7 @@ class ReplayRing:
 
     def transitions(self, lane: Tensor, row: Tensor, weight: Tensor) -> Batch:
         """The transitions that begin at row number `row` of `lane`, with their weights. [N] each"""
-        window = flat_row(
-            lane[:, None], row[:, None] + torch.arange(1, self.n_step + 1, device=row.device), self.lane_length
-        )
-        reward, discount, steps = self._return(window)
-        index = flat_row(lane, row, self.lane_length)
-        return Batch(
-            obs=self._observation(lane, row),
-            action=self._action[index].long(),
-            reward=reward,
-            discount=discount,
-            next_obs=self._observation(lane, row + steps),
-            weight=weight.float(),
-            index=index,
-        )
+        return self._batch(self._rows(lane, row), weight)
 
     def starts(self) -> Tensor:
         """Exactly the rows that may be sampled, by storage slot. bool [E, L]"""
@@ -261,8 +280,44 @@ class ReplayRing:
     def _zones(self) -> dict[str, int]:
         return {"stack": self.stack, "n_step": self.n_step, "lane_length": self.lane_length}
 
-    def _draw(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Lane, row number and whether a start was found, each [N].
+    def _batch(self, rows: Rows, weight: Tensor) -> Batch:
+        return Batch(
+            obs=self._frames(rows.obs),
+            action=rows.action,
+            reward=rows.reward,
+            discount=rows.discount,
+            next_obs=self._frames(rows.next_obs),
+            weight=weight.float(),
+            index=rows.index,
+        )
+
+    def _rows(self, lane: Tensor, row: Tensor) -> Rows:
+        """Row number `row` of `lane`, its stack, and the n steps after it. Pure."""
+        window = flat_row(
+            lane[:, None], row[:, None] + torch.arange(1, self.n_step + 1, device=row.device), self.lane_length
+        )
+        reward, discount, steps = self._return(window)
+        index = flat_row(lane, row, self.lane_length)
+        return Rows(
+            obs=stack_rows(self._done, lane, row, self.stack, self.lane_length).view(-1),
+            next_obs=stack_rows(self._done, lane, row + steps, self.stack, self.lane_length).view(-1),
+            action=self._action[index].long(),
+            reward=reward,
+            discount=discount,
+            index=index,
+        )
+
+    def _rows_at(self, index: Tensor) -> Rows:
+        """The same of flat rows, int64 [N]."""
+        lane = index // self.lane_length
+        return self._rows(lane, self._row_number(lane, index % self.lane_length))
+
+    def _newest_rows(self, env_id: Tensor) -> Tensor:
+        """Flat rows of the stack at the newest row of each lane. Pure. int64 [B * S]"""
+        return stack_rows(self._done, env_id, self.count[env_id] - 1, self.stack, self.lane_length).view(-1)
+
+    def _draw(self, batch_size: int) -> tuple[Rows, Tensor, Tensor]:
+        """N rows drawn, whether each is a start [N], and how many are not (0-d). Pure: the caller moves the stream on.
 
         K candidates per sample over the written rows, the first that is a start wins: uniform over the starts without
         a loop of unknown length. Moving a bad draw to its neighbour instead would favour the neighbours.
@@ -270,15 +325,13 @@ class ReplayRing:
         fullest = self.count.max().clamp(1, self.lane_length)  # rows written in the fullest lane
         position = torch.arange(batch_size * CANDIDATES, device=self.count.device).view(batch_size, CANDIDATES)
         cell = rng.below(rng.bits(self._key, self.draw_counter, position), fullest * self.num_envs)
-        self.draw_counter += 1
         lane, slot = cell // fullest, cell % fullest
         good = is_start(self._done, self.count, lane, slot, **self._zones)
         rank = torch.arange(CANDIDATES, 0, -1, device=good.device)
         first = (good * rank).argmax(1, keepdim=True)
         lane, slot = lane.gather(1, first).squeeze(1), slot.gather(1, first).squeeze(1)
         found = good.any(1)
-        self.failed_slots += batch_size - found.sum()
-        return lane, self._row_number(lane, slot), found
+        return self._rows(lane, self._row_number(lane, slot)), found, batch_size - found.sum()
 
     def _row_number(self, lane: Tensor, slot: Tensor) -> Tensor:
         """The number of the row that is stored at `slot` of `lane`."""
@@ -306,7 +359,7 @@ class ReplayRing:
             terminal = terminal | self._life_lost[window]
         return n_step_return(reward, terminal, self._done[window], self.gamma)
 
-    def _observation(self, lane: Tensor, row: Tensor) -> Tensor:
-        rows = stack_rows(self._done, lane, row, self.stack, self.lane_length)
+    def _frames(self, rows: Tensor) -> Tensor:
+        """The observations whose frames lie at flat rows, int64 [N * S]."""
         # one flat index and index_select: on CPU 15 times faster than advanced indexing, on CUDA 16-byte vector loads
-        return self._frame.index_select(0, rows.view(-1)).view(lane.shape[0], *self._obs_shape)
+        return self._frame.index_select(0, rows).view(rows.shape[0] // self.stack, *self._obs_shape)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from replay_oracle import Case, check
 
 from fastdqn import replay
-from fastdqn.replay import ReplayRing
+from fastdqn.replay import ReplayRing, stack_rows
 
 CPU = torch.device("cpu")
 
@@ -44,15 +44,22 @@ def test_a_million_histories_read_back_as_they_were_played(quarter: int, case: C
 
 
 def random_ring(
-    seed: int = 0, *, lanes: int = 5, lane_length: int = 40, uneven: bool = True, priority_exponent: float | None = None
+    seed: int = 0,
+    *,
+    lanes: int = 5,
+    lane_length: int = 40,
+    uneven: bool = True,
+    stack: int = 1,
+    priority_exponent: float | None = None,
 ) -> ReplayRing:
-    """A ring of vectors filled past its end in most lanes, with many game ends."""
+    """A ring of vectors, or of tiny screens if they are stacked, filled past its end in most lanes, with many game ends."""
+    shape, dtype = ((1,), torch.float32) if stack == 1 else ((2, 2), torch.uint8)
     ring = ReplayRing(
         capacity=lanes * lane_length,
         num_envs=lanes,
-        obs_shape=(1,),
-        obs_dtype=torch.float32,
-        stack=1,
+        obs_shape=shape,
+        obs_dtype=dtype,
+        stack=stack,
         n_step=3,
         gamma=0.9,
         reward_clip=False,
@@ -66,7 +73,7 @@ def random_ring(
         lane = torch.arange(lanes if not uneven or step % 3 else lanes - 2)
         done = torch.rand(len(lane)) < 0.2
         flags = torch.zeros(len(lane), dtype=torch.bool)
-        ring.append(lane, torch.full((len(lane), 1), float(step)), torch.rand(len(lane)), done, done, flags)
+        ring.append(lane, torch.full((len(lane), *shape), step).to(dtype), torch.rand(len(lane)), done, done, flags)
     return ring
 
 
@@ -158,6 +165,38 @@ def test_a_ring_of_more_than_two_gib_reads_back_every_region_eager_and_compiled(
     ring.count.fill_(rows)
     expected = [[1, 1], [1, 2], [0, 3], [3, 4], [4, 5], [0, 6], [6, 7]]
     where = torch.tensor(places)
-    for read in (ring._observation, torch.compile(ring._observation, fullgraph=True)):
+
+    def observation(lane: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return ring._frames(stack_rows(ring._done, lane, row, 2, rows).view(-1))
+
+    for read in (observation, torch.compile(observation, fullgraph=True)):
         obs = read(torch.zeros_like(where), where)
         assert obs[:, :, 0, 0].tolist() == expected and obs[:, :, 83, 83].tolist() == expected
+
+
+@pytest.mark.parametrize("priority_exponent", [None, 0.7])
+def test_compiled_it_draws_and_reads_the_same(priority_exponent: float | None) -> None:
+    """The very same rows, from a ring that is filled past its end and goes on; only returns may differ by rounding."""
+    rings = [random_ring(3, stack=3, priority_exponent=priority_exponent) for _ in range(2)]
+    lane, no = torch.tensor([4, 0, 2]), torch.zeros(3, dtype=torch.bool)
+    before = [tensor.clone() for tensor in rings[1].stored().values()]
+    rings[1].compile(lane, 32, act_threads=1, learn_threads=2)
+    assert all(torch.equal(old, new) for old, new in zip(before, rings[1].stored().values(), strict=True))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for turn in range(60):
+            batches, newest = [], []
+            for ring in rings:
+                obs = torch.full((3, 2, 2), turn + 100, dtype=torch.uint8)
+                ring.append(
+                    lane, obs, torch.full((3,), 0.3), no, torch.tensor([turn % 7 == 0, turn % 5 == 0, False]), no
+                )
+                torch.set_num_threads(1)
+                newest.append(ring.latest(lane))
+                torch.set_num_threads(2)
+                batches.append(ring.sample(32))
+                ring.record_action(lane, torch.full((3,), turn % 4))
+            assert torch.equal(*newest)
+            for name, eager, compiled in zip(batches[0]._fields, *batches, strict=True):
+                same = torch.allclose(eager, compiled) if eager.dtype == torch.float32 else torch.equal(eager, compiled)
+                assert same and eager.dtype == compiled.dtype and eager.shape == compiled.shape, name
+    assert rings[0].draw_counter == rings[1].draw_counter and rings[0].failed_slots == rings[1].failed_slots

@@ -34,7 +34,7 @@ MUTANTS = {
     "rewards are never clipped": ("if self.reward_clip else", "if False else"),
     "the action of the row before is read": ("self._action[index].long()", "self._action[index - 1].long()"),
     "the reward of the row itself is read": ("torch.arange(1, self.n_step + 1,", "torch.arange(0, self.n_step,"),
-    "the next observation is always n rows on": ("self._observation(lane, row + steps)", "self._observation(lane, row + self.n_step)"),
+    "the next observation is always n rows on": ("lane, row + steps, self.stack", "lane, row + self.n_step, self.stack"),
     "the newest row keeps its weight": ("priorities.withdraw(", "(lambda *_: None)("),
     "rows whose stacks are gone keep their weight": ("torch.arange(self.stack, device=lane.device)", "torch.arange(1, device=lane.device)"),
     "a lane just full loses its oldest rows": ("overwritten = newest[:, None] >= self.lane_length", "overwritten = newest[:, None] >= self.lane_length - 1"),
