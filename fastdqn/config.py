@@ -150,7 +150,7 @@ class Config:
     deterministic: bool = False
     """One synchronous pool and deterministic kernels: the same seed gives the same weights, bit for bit, but slower."""
     compile: bool = True
-    """torch.compile the network and the loss; --no-compile runs the same functions eagerly."""
+    """torch.compile what acts and what learns; --no-compile runs the same functions eagerly."""
     precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
     """Arithmetic of the networks (weights stay float32); auto: bf16 where the processor has it. tf32: CUDA only."""
     env_threads: int = 0
