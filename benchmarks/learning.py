@@ -71,8 +71,7 @@ def line(name: str, row: dict[str, Any]) -> str:
         row["task"],
         f"`{row['command']}`",
         scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
-        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated])
-        + repeated(evaluated),
+        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]) + remarks(evaluated),
         f"{span(frames, 1e6)}M frames, {span(games, 1)} games, {span(minutes, 1)} min",
         f"{where}; {environment['commit'][:7]}; {seeds}{'; ' + row['note'] if row['note'] else ''}; "
         f"[{name}.json](benchmarks/results/learning/{name}.json)",
@@ -92,11 +91,12 @@ def scores(means: list[float], intervals: list[list[float]] | None = None) -> st
     return text
 
 
-def repeated(evaluations: list[dict[str, Any]]) -> str:
-    """A warning where games were the same game: their interval is narrower than it looks."""
-    if all(one["distinct_games"] == one["episodes"] for one in evaluations):
-        return ""
-    return f"; distinct games: {', '.join(str(one['distinct_games']) for one in evaluations)}"
+def remarks(evaluations: list[dict[str, Any]]) -> str:
+    """Another protocol than the run's own, and how many games were distinct where some were the same game."""
+    text = "".join(f"; protocol {name}" for name in {one["protocol"]: 0 for one in evaluations} if name != "run")
+    if any(one["distinct_games"] < one["episodes"] for one in evaluations):
+        text += f"; distinct games: {', '.join(str(one['distinct_games']) for one in evaluations)}"
+    return text
 
 
 def random_play(task: str) -> str:
