@@ -254,7 +254,7 @@ class Config:
                 raise UsageError(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
             notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
         if self.eval_episodes != Config.eval_episodes and self.eval_period_frames == 0:
-            raise UsageError(f"eval_episodes={self.eval_episodes}: nothing is evaluated; set eval_period_frames too")
+            raise UsageError(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give eval_period_frames too")
         for field in () if self.name.is_atari else _ATARI_ONLY:
             value = getattr(self, field)
             if value and value not in (getattr(Config, field), getattr(preset, field)):  # resolved, sticky is 0

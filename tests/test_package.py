@@ -107,9 +107,9 @@ def test_only_envs_imports_envpool() -> None:
     assert importers == {"envs"}
 
 
-def test_only_the_learner_compiles_what_trains() -> None:
+def test_only_the_learner_and_the_ring_compile_what_trains() -> None:
     callers = {m for m in MODULES if "torch.compile(" in (PACKAGE / f"{m}.py").read_text()}
-    assert callers == {"learner", "commands/doctor"}  # which tries whether it works
+    assert callers == {"learner", "replay", "commands/doctor"}  # which tries whether it works
 
 
 @pytest.mark.parametrize("path", SOURCES)

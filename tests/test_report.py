@@ -128,7 +128,7 @@ def test_only_settings_that_differ_from_the_preset_are_listed(tmp_path: Path) ->
     table = page.text.split("What differs from preset fast.")[1].split("Every field")[0].strip()
     assert (
         table
-        == "field this run preset default env CartPole-v1 Breakout-v5 Breakout learning_rate 0.001 0.00025 0.00025"
+        == "field this run preset default env CartPole-v1 Breakout-v5 Breakout learning_rate 0.001 0.0005 0.0005"
     )
 
 
