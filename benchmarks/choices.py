@@ -6,8 +6,7 @@
 A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
 first moment on. `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled. On a GPU alone: `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
-again, which takes a core from the games; `layout=auto` leaves the convolutions' layout to torch.compile;
-`cudnn=benchmark` has cuDNN try its algorithms.
+again, which takes a core from the games; `layout=auto` leaves the convolutions' layout to torch.compile.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from fastdqn.arguments import train_config
 from fastdqn.replay import ReplayRing
 from fastdqn.trainer import no_garbage_collection
 
-GPU_SWITCHES = ("wait=block", "layout=auto", "cudnn=benchmark")
+GPU_SWITCHES = ("wait=block", "layout=auto")
 BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-capacity 200k"
 
 
@@ -42,7 +41,6 @@ def rung(base: str, words: str, folder: str) -> Group:
     )
     if switches & set(GPU_SWITCHES) and (config.device == "cpu" or not torch.cuda.is_available()):
         raise SystemExit(f"{', '.join(switches)}: about a GPU; leave it out")
-    torch.backends.cudnn.benchmark = "cudnn=benchmark" in switches
     with contextlib.ExitStack() as patches:
         if "layout=auto" in switches:
             patches.enter_context(patch.object(learner, "CUDA_COMPILE", {}))

@@ -78,7 +78,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
 
     choices = [
         "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
-        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "cudnn=benchmark", "rows=eager", "--seconds", "3",
+        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
         choices = ["", "--batch-size 128", "rows=eager", "--seconds", "2", "--repeats", "2"]
@@ -150,7 +150,7 @@ def run(stage: Stage, out: Path, seconds: float, *, resume: bool = False) -> dic
         "stopped": stopped,
         "seconds": round(time.perf_counter() - started, 1),
         "last_line": lines[-1][:300] if lines else "",
-        "command": " ".join(["python", *command[1:]]),
+        "command": " ".join(command if command[0] == "env" else ["python", *command[1:]]),
         "commit": hardware.commit(),
     }
     if lines and lines[-1].startswith("{"):

@@ -79,6 +79,7 @@ def main() -> None:
     keep_freed_memory()
     batches = [32, 256, 1024, 4096] if flags.quick else [32 * 2**k for k in range(8)]
     turns, calls = (3, 20) if flags.quick else (9, 50)
+    torch._dynamo.config.recompile_limit = 64  # every batch size and capacity is compiled for itself
     cases: dict[tuple[int, str, int], Graph] = {}
     for capacity in map(int, flags.capacities.split(",")):
         if flags.quick and capacity > 1_000_000:
@@ -93,6 +94,9 @@ def main() -> None:
         ring = make_ring(capacity, device)
         cases[capacity, "append", GROUP] = Graph(appender(ring, device), device)
         for batch in batches:
+            if hardware.has_compiler(device):
+                env_id = torch.arange(GROUP, device=device)
+                ring.compile(env_id, batch, act_threads=threads, learn_threads=threads)
             cases[capacity, "sample", batch] = Graph(lambda ring=ring, batch=batch: ring.sample(batch), device)
     times: dict[tuple[int, str, int], list[float]] = {case: [] for case in cases}
     for turn in range(turns + 1):

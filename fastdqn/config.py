@@ -197,13 +197,19 @@ class Config:
         """Env steps of the whole run, rounded up."""
         return -(-self.total_frames // self.action_repeat)
 
-    def resolved(self) -> tuple["Config", list[str]]:
+    def resolved(self, *, loaded: bool = False) -> tuple["Config", list[str]]:
         """This config with every None and every spelling settled, and one note for each thing that was derived.
+
+        Args:
+            loaded: it is of a run that exists: what has no effect is a note, for the run was made with it.
 
         Raises:
             UsageError: a value that cannot work, or a combination.
         """
-        notes = self._refuse_what_has_no_effect()
+        useless, notes = self._without_effect()
+        if useless and not loaded:
+            raise UsageError(useless[0])
+        notes += useless
         changes: dict[str, Any] = {"env": self.name.canonical}
         if self.sticky_actions is None:
             changes["sticky_actions"] = self.name.sticky_actions or 0.0
@@ -241,25 +247,26 @@ class Config:
         config._validate()
         return config, notes
 
-    def _refuse_what_has_no_effect(self) -> list[str]:
-        """Refuses a field that was set beside a switch that makes it void; notes for those that the preset brought."""
+    def _without_effect(self) -> tuple[list[str], list[str]]:
+        """Fields that were set though something else makes them void, and those that the preset brought."""
         preset = load_preset(self.preset) if self.preset in preset_names() else Config()
-        notes = []
+        useless, notes = [], []
         for field, (switch, *wanted) in _NEEDS.items():
             value, default, setting = getattr(self, field), getattr(Config, field), getattr(self, switch)
             if setting in wanted or value == default:
                 continue
             remedy = f"use {switch}={' or '.join(map(str, wanted))}, or {field}={default}"
             if value != getattr(preset, field):
-                raise UsageError(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
-            notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
+                useless.append(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
+            else:
+                notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
         if self.eval_episodes != Config.eval_episodes and self.eval_period_frames == 0:
-            raise UsageError(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give eval_period_frames too")
+            useless.append(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give eval_period_frames too")
         for field in () if self.name.is_atari else _ATARI_ONLY:
             value = getattr(self, field)
             if value and value not in (getattr(Config, field), getattr(preset, field)):  # resolved, sticky is 0
-                raise UsageError(f"{field}={value}: {self.name.canonical} is no Atari game; leave it out")
-        return notes
+                useless.append(f"{field}={value}: {self.name.canonical} is no Atari game; leave it out")
+        return useless, notes
 
     def _validate(self) -> None:
         for field, (low, high) in _RANGES.items():
@@ -321,7 +328,7 @@ class Config:
             raise UsageError(f"{path}: has more than {_FILE_LIMIT:,} bytes; name a run's config.toml")
         config = cls().updated(_parse(text, str(path)), str(path))
         try:
-            config.resolved()
+            config.resolved(loaded=True)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
         return config

@@ -313,7 +313,7 @@ def config_of(run: Path) -> Config:
     """The resolved config of a run. UsageError where it has none, or one that cannot work."""
     if not (run / "config.toml").is_file():
         raise UsageError(f"run={run}: holds no run (no config.toml); name the folder that training printed")
-    return Config.load(run / "config.toml").resolved()[0]
+    return Config.load(run / "config.toml").resolved(loaded=True)[0]
 
 
 def envs_of(

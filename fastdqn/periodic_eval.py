@@ -14,8 +14,6 @@ from pathlib import Path
 
 from fastdqn import runs
 
-SEED = 0  # not `fastdqn eval`'s own: games that chose the best agent would flatter it when they score it
-
 
 class PeriodicEval:
     """At most one evaluation at a time. One that falls due while another runs is left out, and counted.
@@ -58,7 +56,7 @@ class PeriodicEval:
             return
         command = [
             sys.executable, "-m", "fastdqn", "eval", str(self._run), "--episodes", str(self._episodes),
-            "--device", "cpu", "--threads", "1", "--keep-best", "--seed", str(SEED),
+            "--device", "cpu", "--threads", "1", "--keep-best", "--seed", str(runs.SELECTION_SEED),
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self._log.open("a") as log:

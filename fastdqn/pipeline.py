@@ -75,6 +75,7 @@ class Pipeline:
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
             torch.set_num_threads(act_threads)  # what was compiled for acting holds for that many
             self._append_and_act = Graph(self._append_and_act_once, device)
+            torch.set_num_threads(learn_threads)
             if self._ranks.size == 1:
                 self._update = Graph(self._update_once, device)
             else:

@@ -27,9 +27,9 @@ storing rows and reading frames is left to PyTorch's own kernels. Legend: E lane
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from tensordict import TensorDict
@@ -38,6 +38,7 @@ from torch import Tensor
 from fastdqn import rng
 from fastdqn.priorities import Priorities
 
+F = TypeVar("F", bound=Callable[..., Any])
 CANDIDATES = 16  # draws per sample; all of them miss with probability p^16, where p is the share of rows not starts
 
 
@@ -169,7 +170,7 @@ class ReplayRing:
             self.storage[name].view(-1) for name in ("action", "reward", "terminated", "life_lost", "done")
         )
         self._obs_shape = (stack, *obs_shape) if len(obs_shape) > 1 else obs_shape
-        self._drawn, self._at, self._newest = self._draw, self._rows_at, self._newest_rows
+        self._compiled: dict[str, Callable[..., Any]] = {}
 
     def compile(self, env_id: Tensor, batch_size: int, *, act_threads: int, learn_threads: int) -> None:
         """Fuses the arithmetic behind `latest` of lanes `env_id` and `sample`. Changes nothing that is stored.
@@ -177,15 +178,19 @@ class ReplayRing:
         A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
         """
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-        self._drawn, self._at = torch.compile(self._draw, **options), torch.compile(self._rows_at, **options)
-        self._newest = torch.compile(self._newest_rows, **options)
-        torch.set_num_threads(act_threads)
-        self._newest(env_id)
+        for function in (self._draw, self._rows_at, self._newest_rows):
+            self._compiled[function.__name__] = torch.compile(function, **options)
         torch.set_num_threads(learn_threads)
         if self.priorities is None:
-            self._drawn(batch_size)
+            self._fused(self._draw)(batch_size)
         else:
-            self._at(torch.zeros(batch_size, dtype=torch.int64, device=env_id.device))
+            self._fused(self._rows_at)(torch.zeros(batch_size, dtype=torch.int64, device=env_id.device))
+        torch.set_num_threads(act_threads)
+        self._fused(self._newest_rows)(env_id)
+
+    def _fused(self, function: F) -> F:
+        """`function`, or what it was compiled to."""
+        return cast(F, self._compiled.get(function.__name__, function))
 
     @property
     def nbytes(self) -> int:
@@ -248,17 +253,17 @@ class ReplayRing:
 
     def latest(self, env_id: Tensor) -> Tensor:
         """The observation at the newest row of each lane: uint8 [B, S, H, W] or float32 [B, D]."""
-        return self._frames(self._newest(env_id))
+        return self._frames(self._fused(self._newest_rows)(env_id))
 
     def sample(self, batch_size: int) -> Batch:
         """A draw over exactly the starts, with replacement. Advances the ring's random stream."""
         if self.priorities is None:
-            rows, weight, missed = self._drawn(batch_size)
+            rows, weight, missed = self._fused(self._draw)(batch_size)
             self.draw_counter += 1
             self.failed_slots += missed
         else:
             index, weight = self.priorities.draw(batch_size)
-            rows = self._at(index)
+            rows = self._fused(self._rows_at)(index)
         return self._batch(rows, weight)
 
     def update_priorities(self, batch: Batch, td_error: Tensor) -> None:

@@ -57,7 +57,7 @@ class Run:
     """
 
     def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
-        self.config, self.notes = config.resolved()
+        self.config, self.notes = config.resolved(loaded=saved is not None)
         self.clock, self.stopping, self.logging = Clock(), False, False
         self.stop: StopRequest | None = None
         self._saves_replay = self.config.checkpoint_replay == "full"
@@ -178,7 +178,7 @@ class Run:
         self.envs.on_stall = self.save_now
 
     def heed(self) -> bool:
-        """Whether a signal asked the run to end. To ask is to answer it, also amid what takes seconds."""
+        """Whether a signal asked the run to end. To ask is to answer."""
         return self.stop is not None and self.stop.requested
 
     def saving(self) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RUNS = Path("runs")
+# of the evaluations during training; not `fastdqn eval`'s own: games that chose an agent flatter it when they score it
+SELECTION_SEED = 0
 
 
 class Games(NamedTuple):
@@ -45,11 +47,14 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results under eval/, oldest first by checkpoint step."""
+    """The results under eval/, oldest first: by checkpoint step, protocol and time; those that chose an agent before others."""
     # a name that begins with a dot is a result that is still being written
     files = [path for path in sorted((run / "eval").glob("*.json")) if not path.name.startswith(".")]
-    results = [json.loads(path.read_text()) for path in files]
-    return sorted(results, key=lambda result: result.get("checkpoint_step", 0))
+    results = [json.loads(path.read_text()) | {"_time": path.stat().st_mtime_ns} for path in files]
+    results.sort(key=lambda one: (
+        one.get("checkpoint_step", 0), one.get("protocol", ""), one.get("seed") != SELECTION_SEED, one["_time"]
+    ))  # fmt: skip
+    return [{key: value for key, value in one.items() if key != "_time"} for one in results]
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class StopRequest:
         self.signal: int | None = None
         self.on_ignored: Callable[[], object] | None = None
         self.saving: Callable[[], bool] = lambda: False  # while it is true a loop that does not answer is waited for
+        self.signs_of_life = 0  # counted up by a loop amid work that takes long; it is not stuck then
         self._grace_seconds = grace_seconds
         self._answered = threading.Event()
         self._previous: dict[int, object] = {}
@@ -74,10 +75,17 @@ class StopRequest:
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
                 if number[0] in (signal.SIGINT, signal.SIGTERM):
-                    while not self._answered.wait(self._grace_seconds):
-                        if not self.saving():
-                            self._end(number[0])
+                    self._wait(number[0])
                     return
+
+    def _wait(self, number: int) -> None:
+        """Until the loop answers, or shows neither a sign of life nor a save for a whole grace period."""
+        seen, saved = self.signs_of_life, False
+        while not self._answered.wait(self._grace_seconds):
+            saving = self.saving()
+            if not (saving or saved or self.signs_of_life != seen):
+                self._end(number)
+            seen, saved = self.signs_of_life, saving
 
     def _end(self, number: int) -> None:
         threading.Timer(LAST_RESORT_SECONDS, os._exit, (128 + number,)).start()

@@ -95,7 +95,8 @@ def learn(run: Run, before: int) -> None:
             if event == "update":
                 run.clock.updates += 1
                 run.pipeline.update()
-                run.heed()
+                if run.stop is not None:
+                    run.stop.signs_of_life += 1
             else:
                 run.clock.target_syncs += 1
                 run.pipeline.sync_target()

@@ -1,6 +1,7 @@
 """What compare says of groups of runs, and what it refuses to say."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from run_by_hand import write_evaluation, write_run
 
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.cli import main
+from fastdqn.runs import evaluations
 
 
 def compare(capsys: pytest.CaptureFixture, *argv: str | Path) -> dict:
@@ -50,6 +52,19 @@ def test_fewer_than_three_seeds_are_too_few_to_tell(tmp_path: Path, capsys) -> N
     assert "n_step 2 on Catch: 2 seeds, too few to tell; train at least 3" in figures["notes"]
     assert not any("against" in note for note in figures["notes"])
     assert figures["groups"][0]["ci95"] is None and figures["groups"][1]["ci95"] == [8, 9]
+
+
+def test_games_that_chose_an_agent_do_not_count_where_others_scored_it(tmp_path: Path) -> None:
+    (run,) = seeds(tmp_path, "a", [1])
+    write_evaluation(run, 5)
+    result = run / "eval" / "step-000000001000__run__s1.json"
+    fields = json.loads(result.read_text())
+    for name, changes in (("z-old", {"seed": 1}), ("a-new", {"seed": 1, "score_mean": 7.0}),
+                          ("zz-select", {"seed": 0, "score_mean": 9.0, "episodes": 32})):  # fmt: skip
+        (run / "eval" / f"{name}.json").write_text(json.dumps(fields | changes))
+        os.utime(run / "eval" / f"{name}.json", ns=(10**18, 10**18 + len(changes)))
+    result.unlink()
+    assert [one["score_mean"] for one in evaluations(run)] == [9.0, 5.0, 7.0] and "_time" not in evaluations(run)[0]
 
 
 def test_the_newest_evaluation_counts_where_there_is_one_and_the_table_says_so(tmp_path: Path, capsys) -> None:

@@ -1,6 +1,8 @@
 """Every default in one place, a round trip through TOML, and refusals that name field, value and remedy."""
 
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,3 +119,14 @@ def test_every_field_is_documented() -> None:
     for field in fields(Config):
         after = source.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1]
         assert after.lstrip().startswith('"""'), f"{field.name} has no line of help"
+
+
+def test_a_run_made_with_what_has_no_effect_can_still_be_read(tmp_path: Path) -> None:
+    one: dict[str, Any] = {"polyak": 0.005, "target_update_period": 4_000}
+    for changes in (one, {"eval_episodes": 100}):
+        config = replace(Config(), **changes)
+        with pytest.raises(UsageError):
+            config.resolved()
+        (tmp_path / "config.toml").write_text(config.to_toml())
+        assert Config.load(tmp_path / "config.toml") == config
+        assert any(name in note for note in config.resolved(loaded=True)[1] for name in changes)

@@ -256,6 +256,7 @@ def test_the_interval_counts_equal_games_as_one() -> None:
 
 def test_results_of_different_settings_lie_side_by_side(catch_run: Path) -> None:
     kept = set((catch_run / "eval").glob("*.json"))
+    settings: dict[str, Any]
     for settings in ({"episodes": 3}, {"episodes": 4}, {"episodes": 4, "epsilon": 0.5}, {"episodes": 4, "seed": 9}):
         evaluate(catch_run, **settings)
     assert len(set((catch_run / "eval").glob("*.json")) - kept) == 4

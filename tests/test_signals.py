@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -119,3 +120,16 @@ def test_a_request_is_remembered_answered_and_leaves_the_handlers_as_they_were()
         assert stop.requested and stop.exit_code == 143
         time.sleep(0.5)  # beyond the grace: nothing ends the process
     assert signal.getsignal(signal.SIGTERM) == before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_loop_that_shows_life_or_saves_is_waited_for_and_a_stuck_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    stop = StopRequest(grace_seconds=0.1)
+    looks = iter([False, True, False, False])  # of the saving: after each, one more grace period
+    monkeypatch.setattr(stop, "_end", lambda number: (ended.append(number), stop._answered.set()))
+    stop.saving = lambda: next(looks)
+    living = threading.Timer(0.05, lambda: setattr(stop, "signs_of_life", 1))
+    living.start()
+    started = time.monotonic()
+    stop._wait(signal.SIGTERM)
+    assert ended == [signal.SIGTERM] and time.monotonic() - started > 0.35  # life, a save, after it, and the end
