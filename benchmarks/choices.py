@@ -5,7 +5,7 @@
 
 A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
-first moment on. `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled. On a GPU alone: `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
+first moment on. On a GPU alone: `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled; `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
 again, which takes a core from the games; `layout=auto` leaves the convolutions' layout to torch.compile.
 """
 
@@ -27,19 +27,19 @@ from fastdqn.arguments import train_config
 from fastdqn.replay import ReplayRing
 from fastdqn.trainer import no_garbage_collection
 
-GPU_SWITCHES = ("wait=block", "layout=auto")
+GPU_SWITCHES = ("wait=block", "layout=auto", "rows=eager")
 BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-capacity 200k"
 
 
 def rung(base: str, words: str, folder: str) -> Group:
     """A training loop with these flags."""
-    switches = {word for word in words.split() if word in (*GPU_SWITCHES, "rows=eager")}
+    switches = {word for word in words.split() if word in GPU_SWITCHES}
     flags = [word for word in words.split() if word not in switches]
     config = train_config(
         [*base.split(), *flags, "--ui", "quiet", "--total-frames", "1000B", "--checkpoint-period-frames", "1000B"],
         prog="python -m benchmarks.choices",
     )
-    if switches & set(GPU_SWITCHES) and (config.device == "cpu" or not torch.cuda.is_available()):
+    if switches and (config.device == "cpu" or not torch.cuda.is_available()):
         raise SystemExit(f"{', '.join(switches)}: about a GPU; leave it out")
     with contextlib.ExitStack() as patches:
         if "layout=auto" in switches:

@@ -81,7 +81,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
-        choices = ["", "--batch-size 128", "rows=eager", "--seconds", "2", "--repeats", "2"]
+        choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
     large = [name for name, changes in PARTS.items() if "encoder" in changes] + ["preset btr"]
     parts = {
         "parts": ["Double", "prioritised, 1M rows"]

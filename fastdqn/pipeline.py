@@ -61,7 +61,7 @@ class Pipeline:
         started = time.perf_counter()
         env_id, threads = staging.rows["env_id"], {"act_threads": act_threads, "learn_threads": learn_threads}
         try:
-            if learner.compiled:
+            if learner.compiled and self.queues:  # on a CPU it brings nothing (benchmarks/LOG.md)
                 ring.compile(env_id, batch_size, **threads)
             learner.warm_up(ring.latest(env_id), batch_size, **threads)
         except BackendCompilerFailed as error:
