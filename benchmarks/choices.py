@@ -5,8 +5,9 @@
 
 A switch by itself needs a space in front, " --no-compile". Each rung has the base's flags and its own; the first is what
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
-first moment on. On a GPU alone: `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled; `wait=block` puts the host to sleep while it waits for actions, instead of asking again and
-again, which takes a core from the games; `layout=auto` leaves the convolutions' layout to torch.compile.
+first moment on. On a GPU alone: `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled; `wait=block`
+puts the host to sleep while it waits for actions, instead of asking again and again, which takes a core from the games;
+`layout=auto` leaves the convolutions' layout to torch.compile.
 """
 
 import argparse

@@ -348,7 +348,11 @@ def envs_of(
 
 
 def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
-    """The trained network, on the CPU, to be run in full float32. CheckpointError where it is not the one that the config describes."""
+    """The trained network, on the CPU, to be run in full float32.
+
+    Raises:
+        CheckpointError: it is not the one that the config describes.
+    """
     obs_shape = envs.obs_shape if screen is None else (config.frame_stack, *screen.frame_shape)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):

@@ -23,7 +23,8 @@ Reward and flags of row i + 1 describe the step into row i + 1; the action of ro
 
 Every operation has static shapes and no host sync, and every index is one flat int64 tensor, so that all of it can be
 captured in a CUDA graph. Which rows, and what return: pure arithmetic on a hundred small tensors, which `compile` fuses;
-storing rows and reading frames is left to PyTorch's own kernels. Legend: E lanes (envs), L rows a lane, B rows appended, N samples, S stack, K candidates.
+storing rows and reading frames is left to PyTorch's own kernels. Legend: E lanes (envs), L rows a lane, B rows appended,
+N samples, S stack, K candidates.
 """
 
 import math
