@@ -23,7 +23,7 @@ class RunFolder:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         safe = re.sub(r"[^A-Za-z0-9._-]", "-", f"{game}__{preset}__s{seed}__{stamp}")
         self.path = Path(run_dir) if run_dir else _unused(Path("runs") / safe)
-        if (self.path / "config.toml").exists() and not resumed:
+        if (self.path / "config.toml").exists() and not resumed and not _never_ran(self.path):
             raise ValueError(f"run_dir={run_dir}: already holds a run; name a new folder or leave run_dir out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,13 @@ class RunFolder:
         temporary = self.path / f".{name}"
         temporary.write_text(text)
         temporary.replace(self.path / name)
+
+
+def _never_ran(path: Path) -> bool:
+    """Whether what was begun here ended before its first row, as when the compiler fails: nothing is lost with it."""
+    rows = path / "metrics.jsonl"
+    saved = (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+    return (path / "environment.json").exists() and not saved and not (rows.exists() and rows.stat().st_size)
 
 
 def _locked(path: Path) -> IO[str]:

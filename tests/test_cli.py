@@ -157,3 +157,8 @@ def test_a_compiler_that_fails_is_one_line_with_the_way_out(tmp_path: Path) -> N
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert "compile=True" in line and "fastdqn doctor" in line and "--no-compile" in line
+    taken = [*command, "--no-compile", "--total-frames", "2k", "--ui", "quiet", "--torch-threads", "1"]
+    again = subprocess.run(taken, capture_output=True, text=True, timeout=120)  # the way out works with the same folder
+    assert again.returncode == 0, again.stderr
+    lost = subprocess.run(taken, capture_output=True, text=True, timeout=120)
+    assert lost.returncode == 2 and "already holds a run" in lost.stderr
