@@ -72,7 +72,8 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
     def evaluation(game: str) -> Stage:
         run_dir, episodes = str(out / f"learn-{game}"), "8" if quick else "100"
         return Stage(
-            f"eval-{game}", 3.0, [*python, "fastdqn", "eval", run_dir, "--episodes", episodes, "--device", device, "--json"],
+            f"eval-{game}", 3.0, [*python, "fastdqn", "eval", run_dir, "--protocol", "nature", "--episodes", episodes,
+             "--device", device, "--json"],
             after=f"learn-{game}",
         )  # fmt: skip
 

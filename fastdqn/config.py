@@ -163,7 +163,7 @@ class Config:
     checkpoint_replay: Literal["auto", "none", "full"] = "auto"
     """Whether a checkpoint holds the replay ring, so that a resumed run need not refill it; auto: if deterministic."""
     eval_period_frames: int = 0
-    """Frames between evaluations on games of their own, in the background; the best agent is kept in best/. 0: none."""
+    """Frames between evaluations on games of their own, in the background, each of a checkpoint; best/ keeps the best. 0: none."""
     eval_episodes: int = 32
     """Games of each of them."""
     run_dir: str = ""

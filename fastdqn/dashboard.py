@@ -6,7 +6,6 @@ emulator's host thread would pay for it at random moments.
 
 import sys
 import time
-from collections.abc import Iterable
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -39,10 +38,6 @@ class Dashboard:
         self._drawn = time.monotonic()
         self._live: Live | None = None
         self._last: Snapshot | None = None
-
-    def print_plan(self, lines: Iterable[str]) -> None:
-        """The resolved plan, before training."""
-        self.say(*lines)
 
     def say(self, *lines: str) -> None:
         """Prints lines above the panel."""

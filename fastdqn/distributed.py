@@ -58,7 +58,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self._mine = self._sum = torch.zeros(3, dtype=torch.int64)
+        self._sum = torch.zeros(3, dtype=torch.int64)
         self._travelling: Any = None
 
     def seed(self, run_seed: int) -> int:

@@ -259,10 +259,10 @@ def evaluate(
         "device": where.type,
         **hardware.environment(),
     }
-    if keep_best:
-        _keep_best(saved, result["score_mean"], run / "best")
     settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__s{seed}"  # another setting is another result
     _store(result, run / "eval" / f"{saved.path.name}__{settings}.json")
+    if keep_best:  # last: where best/ cannot be written, the result is kept
+        _keep_best(saved, result["score_mean"], run / "best")
     return result
 
 

@@ -1,15 +1,9 @@
-"""Schedules and epsilon-greedy action choice. B envs, A actions."""
+"""Epsilon-greedy action choice. B envs, A actions."""
 
 import torch
 from torch import Tensor
 
 from fastdqn import rng
-
-
-def linear_epsilon(env_steps: int, *, learning_starts: int, decay_steps: int, final: float) -> float:
-    """1 until learning starts, then a straight line to `final` over `decay_steps` env steps, then `final`."""
-    progress = min(max(env_steps - learning_starts, 0) / decay_steps, 1.0) if decay_steps > 0 else 1.0
-    return 1.0 + progress * (final - 1.0) if env_steps > learning_starts else 1.0
 
 
 def epsilon_greedy(q_BA: Tensor, epsilon: Tensor, key: int, counter: Tensor) -> Tensor:

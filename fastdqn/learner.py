@@ -308,18 +308,15 @@ class Learner:
         """Hard update: target <- online, in place."""
         torch._foreach_copy_(self._target_params + self._target_buffers, self.parameters + self._buffers)
 
-    def read_metrics(self) -> dict[str, float]:
-        """Means since the last call. A host sync: the one per log period."""
-        loss, q, norm, updates = self._sums.tolist()
+    def read_metrics(self) -> tuple[dict[str, float], int, int]:
+        """Means since the last call, {} without an update; and the updates left out because they were not finite: ever,
+        and in a row until now. A host sync: the one per log period.
+        """
+        refused = torch.stack([self.refused, self.refused_in_a_row]).double()
+        loss, q, norm, updates, ever, in_a_row = torch.cat([self._sums, refused]).tolist()
         self._sums.zero_()
-        if updates == 0:
-            return {}
-        return {"losses/td_loss": loss / updates, "losses/q_values": q / updates, "losses/grad_norm": norm / updates}
-
-    def read_refused(self) -> tuple[int, int]:
-        """Updates left out because they were not finite: ever, and in a row until now. A host sync, as `read_metrics`."""
-        ever, in_a_row = torch.stack([self.refused, self.refused_in_a_row]).tolist()
-        return int(ever), int(in_a_row)
+        means = {"losses/td_loss": loss, "losses/q_values": q, "losses/grad_norm": norm} if updates > 0 else {}
+        return {name: total / updates for name, total in means.items()}, int(ever), int(in_a_row)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint needs of the learner, as named tensors."""
@@ -337,31 +334,23 @@ class Learner:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restores `state()` in place; the optimiser's moments are made where missing.
+        """Restores `state()` in place.
 
         Raises:
-            ValueError: it is the state of another network or optimiser.
+            ValueError: it is the state of another network or optimiser; nothing has changed.
         """
-        try:
-            self._load_state(state)
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"config.toml: not what this checkpoint was trained with ({reason}); restore it"
-            ) from error
+        own = self._flat(self.state())
+        given = self._flat(state)
+        for name in sorted(own.keys() | given.keys()):
+            there, here = (tuple(one[name].shape) if name in one else None for one in (given, own))
+            if there != here:
+                raise ValueError(
+                    f"config.toml: not what this checkpoint was trained with ({name} is {there} in the checkpoint, "
+                    f"{here} by config.toml); restore it"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
 
-    def _load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self.online.load_state_dict(state["model"])
-        self.target.load_state_dict(state["target"])
-        self.explore_counter.copy_(state["random"]["explore_counter"])
-        self.learn_counter.copy_(state["random"]["learn_counter"])
-        moments_of = {torch.optim.Adam: {"exp_avg", "exp_avg_sq"}, torch.optim.RMSprop: {"square_avg", "grad_avg"}}
-        for name, value in state["optimizer"].items():
-            index, key = name.split(".")
-            if key not in moments_of[type(self.optimizer)] | {"step"}:
-                raise ValueError(f"{type(self.optimizer).__name__} has no {key}")
-            moments = self.optimizer.state[self.parameters[int(index)]]
-            if key in moments:
-                moments[key].copy_(value)
-            else:
-                moments[key] = value.to(self.parameters[0].device).clone()
+    @staticmethod
+    def _flat(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {f"{group}/{name}": tensor for group, tensors in state.items() for name, tensor in tensors.items()}

@@ -22,7 +22,6 @@ import numpy as np
 class Snapshot:
     """The state of a run at one moment: what the dashboard draws and what a status line says."""
 
-    run_name: str
     env: str
     preset: str
     frames: int  # emulator frames
@@ -119,10 +118,6 @@ class EpisodeTracker:
     @property
     def score_mean_100(self) -> float | None:
         return float(np.mean(self.last_100)) if self.last_100 else None
-
-    @property
-    def length_mean(self) -> float:
-        return float(self.length_N.mean())
 
     def flush(self) -> None:
         """Writes the games that ended since the last call. Raises OSError where the disk does not take them."""

@@ -16,7 +16,7 @@ from fastdqn import runs
 
 
 class PeriodicEval:
-    """At most one evaluation at a time. One that falls due while another runs is left out, and counted.
+    """At most one evaluation at a time. One that falls due while another runs is left out.
 
     Args:
         run: the run's folder.
@@ -26,7 +26,7 @@ class PeriodicEval:
     def __init__(self, run: Path, *, episodes: int) -> None:
         self._run, self._episodes = run, episodes
         self._process: subprocess.Popen | None = None
-        self.started = self.left_out = self._reported = 0
+        self._unreported = False
         self.failures: list[str] = []
 
     @property
@@ -34,25 +34,25 @@ class PeriodicEval:
         """Whether an evaluation is going on; takes note of one that has ended."""
         if self._process is None or self._process.poll() is None:
             return self._process is not None
-        if self._process.returncode != 0:
+        self._unreported = self._process.returncode == 0
+        if not self._unreported:
             self.failures.append(f"evaluation ended with exit code {self._process.returncode}; see {self._log}")
         self._process = None
         return False
 
     def new_scores(self) -> dict[str, float]:
-        """What the evaluations that ended since the last call say of the newest agent, as metrics."""
-        if self.running or self.started == self._reported:
+        """What an evaluation that ended since the last call says of its agent, as metrics."""
+        if self.running or not self._unreported:
             return {}
-        self._reported = self.started
-        results = runs.evaluations(self._run)
-        if not results:
+        self._unreported = False
+        results = [result for result in runs.evaluations(self._run) if result.get("seed") == runs.SELECTION_SEED]
+        if not results:  # the disk did not take it
             return {}
         return {"eval/score_mean": results[-1]["score_mean"], "eval/step": results[-1]["checkpoint_step"]}
 
     def start(self) -> None:
-        """Evaluates the newest checkpoint."""
+        """Evaluates the newest checkpoint, unless an evaluation is going on."""
         if self.running:
-            self.left_out += 1
             return
         command = [
             sys.executable, "-m", "fastdqn", "eval", str(self._run), "--episodes", str(self._episodes),
@@ -64,7 +64,6 @@ class PeriodicEval:
                 ["nice", "-n", "19", *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        self.started += 1
 
     def finish(self, unless: Callable[[], bool]) -> None:
         """Evaluates the newest checkpoint after all, once what is going on has ended, as long as `unless` is false."""

@@ -17,7 +17,6 @@ from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config, refused_in_one_line
 from fastdqn.dashboard import Dashboard
 from fastdqn.distributed import RankLostError, join
-from fastdqn.exploration import linear_epsilon
 from fastdqn.learner import compiled_graphs
 from fastdqn.logs import Logs
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
@@ -100,7 +99,7 @@ class Run:
         self._saver = Saver(self.folder.checkpoints, saved=None if saved is None else saved.step)
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
-        self.dashboard.print_plan(self.plan)
+        self.dashboard.say(*self.plan)
         with refused_in_one_line(config.run_dir):
             self.pipeline = Pipeline(
                 self.learner,
@@ -121,8 +120,7 @@ class Run:
         self._windows = RateWindow(10), RateWindow(60)
         self._started = self._logged = self._saved_at = time.perf_counter()
         self._eval_waits = False
-        self._saved_period = self.frames // config.checkpoint_period_frames
-        self._evaluated_period = self.frames // max(config.eval_period_frames, 1)
+        self._saved_periods = self._periods()
 
     def _join_in(self) -> None:
         """As one of several ranks: the first writes and shows, the others write into a folder that goes with them."""
@@ -136,9 +134,7 @@ class Run:
             self.notes.append("checkpoint_replay: several ranks do not save their replay; resumed, they refill it")
         if not self.ranks.first:
             self._scratch = tempfile.TemporaryDirectory(prefix="fastdqn-rank-")  # removed when this process ends
-            self.config = replace(
-                self.config, run_dir=self._scratch.name, ui="quiet", track="off", eval_period_frames=0
-            )
+            self.config = replace(self.config, run_dir=self._scratch.name, ui="quiet", track="off")
 
     def _restore(self, saved: Checkpoint) -> None:
         """Goes on where `saved` was written, with new games; rows of the logs from beyond it are dropped."""
@@ -186,12 +182,9 @@ class Run:
         return self._saver.busy
 
     def epsilon(self) -> float:
-        return linear_epsilon(
-            self.clock.env_steps,
-            learning_starts=self.config.learning_starts,
-            decay_steps=self.config.epsilon_decay_steps,
-            final=self.config.epsilon_end,
-        )
+        """1 until learning starts, then on a straight line to its end."""
+        start, end = self.config.learning_starts, self.config.learning_starts + self.config.epsilon_decay_steps
+        return line(self.clock.env_steps, start, end, 1.0, self.config.epsilon_end)
 
     def importance_exponent(self) -> float:
         """beta of prioritised draws."""
@@ -220,8 +213,8 @@ class Run:
         if self.logging:  # all ranks are here
             self._share_episodes()
         self._logged, self.logging = time.perf_counter(), False
-        self._losses = self.learner.read_metrics() or self._losses
-        self.refused, self._refused_in_a_row = self.learner.read_refused()
+        losses, self.refused, self._refused_in_a_row = self.learner.read_metrics()
+        self._losses = losses or self._losses
         snapshot = self.snapshot()
         row = {
             **snapshot.row(),
@@ -257,7 +250,6 @@ class Run:
         fps_10, fps_60 = (window.add(now, self.frames) for window in self._windows)
         left = max(self.config.total_frames - self.frames, 0)
         return Snapshot(
-            run_name=self.folder.path.name,
             env=self.envs.env,
             preset=self.config.preset,
             frames=self.frames,
@@ -279,15 +271,24 @@ class Run:
         )
 
     def checkpoint_due(self) -> bool:
-        """By frames, or by time: a slow run would lose hours. Not where saving takes long or begins new games."""
+        """By frames, for an evaluation, which plays what was saved, or by time, for a slow run would lose hours.
+
+        Not by time where saving takes long or begins new games.
+        """
         late = time.perf_counter() - self._saved_at > SAVE_PERIOD_SECONDS
         if late and not (self._saves_replay or self.config.deterministic):
             return True
-        return self.frames // self.config.checkpoint_period_frames > self._saved_period
+        return self._periods() != self._saved_periods
+
+    def _periods(self) -> tuple[int, int]:
+        """Periods that have passed, of checkpoints and of evaluations."""
+        evaluation = self.config.eval_period_frames
+        return self.frames // self.config.checkpoint_period_frames, self.frames // evaluation if evaluation > 0 else 0
 
     def save(self) -> None:
         """Has a checkpoint written: learner and counters behind the loop's back, the replay, where asked for, at once."""
-        self._saved_period, self._saved_at = self.frames // self.config.checkpoint_period_frames, time.perf_counter()
+        self._eval_waits = self._eval_waits or self._periods()[1] > self._saved_periods[1]
+        self._saved_periods, self._saved_at = self._periods(), time.perf_counter()
         if not self.ranks.first:
             return
         state = {
@@ -335,17 +336,13 @@ class Run:
         return True
 
     def eval_due(self) -> bool:
-        period = self.config.eval_period_frames
-        return self._eval_waits or (period > 0 and self.frames // period > self._evaluated_period)
+        """Whether what was saved for an evaluation is on the disk."""
+        return self._eval_waits and self.ranks.first and not self._saver.busy
 
     def evaluate(self) -> None:
-        """Saves, and has what was saved evaluated in the background; the evaluation begins when it is on the disk."""
-        if not self._eval_waits:
-            self._evaluated_period = self.frames // self.config.eval_period_frames
-            self.save()
-        self._eval_waits = self._saver.busy
-        if not self._eval_waits:
-            self.periodic_eval.start()
+        """Has what was saved evaluated in the background."""
+        self._eval_waits = False
+        self.periodic_eval.start()
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run so far."""
@@ -377,6 +374,7 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Saves, whatever ended the loop, and says how it ended."""
         self.wall_seconds = time.perf_counter() - self._started
+        self.logging = False  # an error may have come between two ranks' agreement to log and the logging
         if error is None:
             try:
                 self._share_episodes()
@@ -385,7 +383,7 @@ class Run:
                 self.dashboard.say(f"warning: {lost}")
         finished = self.clock.env_steps >= self.config.total_env_steps and error is None
         self.unsaved = not self.save_for_resume()
-        if self.config.eval_period_frames > 0 and finished:
+        if self.config.eval_period_frames > 0 and self.ranks.first and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
             self.periodic_eval.finish(unless=self.heed)
         self.periodic_eval.stop()

@@ -12,6 +12,7 @@ On a CPU there is nothing to copy: `rows` are views of the one slot. B envs in a
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,18 +72,13 @@ class Staging:
         self._arrived = torch.cuda.Event() if on_gpu else None  # a wait on it spins; blocking is not measured yet
         self._turn = 0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one group's packed copy."""
-        return self._buffer.nbytes
-
-    def put(self, **arrays: npt.NDArray) -> None:
-        """Packs one group's arrays, named as `rows`, and queues their copy. Does not wait for the copy."""
+    def put(self, group: Any) -> None:
+        """Packs a group's arrays, its attributes named as `rows`, and queues their copy. Does not wait for the copy."""
         turn, self._turn = self._turn, (self._turn + 1) % len(self._slots)
         if self._free is not None:
             self._free[turn].synchronize()  # nearly always passed long ago
         for name, destination in self._arrays[turn].items():
-            np.copyto(destination, arrays[name])
+            np.copyto(destination, getattr(group, name))
         if self._free is not None:
             self._buffer.copy_(self._slots[turn], non_blocking=True)
             self._free[turn].record()

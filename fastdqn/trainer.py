@@ -60,14 +60,7 @@ def step_group(run: Run) -> None:
         step = run.envs.recv()
     before = run.count(int(np.count_nonzero(~step.first)))
     with phase("append"):
-        run.staging.put(
-            env_id=step.env_id,
-            obs=step.obs,
-            reward=step.reward,
-            terminated=step.terminated,
-            done=step.done,
-            life_lost=step.life_lost,
-        )
+        run.staging.put(step)
     with phase("act"):
         run.pipeline.append_and_act(epsilon=run.epsilon(), importance_exponent=run.importance_exponent())
     if run.pipeline.queues:  # updates are only queued here, behind the actions, and run while the next group plays

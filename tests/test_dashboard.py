@@ -10,14 +10,14 @@ from fastdqn.dashboard import Dashboard, clock, count, duration, panel, plain_li
 from fastdqn.metrics import Snapshot
 
 SNAPSHOT = Snapshot(
-    run_name="Breakout__fast__s1", env="Breakout-v5", preset="fast", frames=12_300_000, total_frames=40_000_000,
+    env="Breakout-v5", preset="fast", frames=12_300_000, total_frames=40_000_000,
     env_steps=3_075_000, updates=768_000, episodes=1_932, wall_seconds=312.0, frames_per_second_10s=41_234.0,
     frames_per_second_60s=40_800.0, eta_seconds=678.0, score_mean_100=14.6, epsilon=0.01, loss=0.0123, q_mean=1.8312,
     phase_seconds={"env": 1.0, "act": 1.0, "append": 0.0, "learn": 7.9, "log": 0.1}, memory_bytes=3_100_000_000,
     gpu_memory_bytes=None,
 )  # fmt: skip
 EMPTY = Snapshot(
-    run_name="x", env="Pong-v5", preset="fast", frames=0, total_frames=1, env_steps=0, updates=0, episodes=0,
+    env="Pong-v5", preset="fast", frames=0, total_frames=1, env_steps=0, updates=0, episodes=0,
     wall_seconds=0.0, frames_per_second_10s=0.0, frames_per_second_60s=0.0, eta_seconds=None, score_mean_100=None,
     epsilon=1.0, loss=None, q_mean=None, phase_seconds={}, memory_bytes=0, gpu_memory_bytes=8_000_000_000,
 )  # fmt: skip
@@ -55,7 +55,7 @@ def test_plain_mode_prints_once_per_period_and_the_last_state_at_the_end() -> No
     stream = io.StringIO()
     dashboard = Dashboard("auto", stream, plain_seconds=3600)
     assert dashboard.mode == "plain"  # a StringIO is no terminal
-    dashboard.print_plan(["run x"])
+    dashboard.say("run x")
     for _ in range(5):
         dashboard.update(SNAPSHOT)
     assert stream.getvalue() == "run x\n"
@@ -74,7 +74,7 @@ def test_plain_mode_without_a_period_prints_every_update_as_one_line_however_lon
 def test_quiet_prints_nothing() -> None:
     stream = io.StringIO()
     dashboard = Dashboard("quiet", stream, plain_seconds=0)
-    dashboard.print_plan(["run x"])
+    dashboard.say("run x")
     dashboard.update(SNAPSHOT)
     dashboard.close()
     assert stream.getvalue() == ""

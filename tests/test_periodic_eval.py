@@ -45,11 +45,30 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
     (tmp_path / "eval").mkdir()
     evaluation = PeriodicEval(tmp_path, episodes=1)  # the folder holds no run: it will fail
     evaluation.start()
+    first = evaluation._process
     evaluation.start()
-    assert (evaluation.started, evaluation.left_out) == (1, 1)
+    assert evaluation._process is first
     evaluation.wait()
     assert not evaluation.running and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
     assert "holds no run" in (tmp_path / "eval" / "log.txt").read_text()
+    earlier = {"seed": runs.SELECTION_SEED, "score_mean": 7.0, "checkpoint_step": 1}
+    (tmp_path / "eval" / "earlier.json").write_text(json.dumps(earlier))
+    assert evaluation.new_scores() == {}  # an older result is not the failed one's
+
+
+def test_only_results_of_its_own_seed_are_reported_as_the_runs_scores(tmp_path: Path) -> None:
+    config = replace(
+        load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    train(config)
+    by_hand = {"seed": 1, "score_mean": 7.0, "checkpoint_step": 10**9}
+    (tmp_path / "run" / "eval" / "by_hand.json").write_text(json.dumps(by_hand))
+    evaluation = PeriodicEval(tmp_path / "run", episodes=1)
+    evaluation.start()
+    evaluation.wait()
+    reported, own = evaluation.new_scores(), runs.evaluations(tmp_path / "run")[0]
+    assert reported == {"eval/score_mean": own["score_mean"], "eval/step": own["checkpoint_step"]}
+    assert own["seed"] == runs.SELECTION_SEED and evaluation.new_scores() == {}  # once
 
 
 def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path) -> None:
@@ -60,9 +79,8 @@ def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path)
     run = Run(config, ["test"])
     run.envs.start()
     with run:
+        run.save_now()
         run.evaluate()
-        while not run.periodic_eval.running:  # it begins when the checkpoint is on the disk
-            assert run.eval_due()
-            run.evaluate()
+        assert run.periodic_eval.running
         process = run.periodic_eval._process
     assert process is not None and process.returncode is not None

@@ -46,7 +46,7 @@ def learn(config: Config, updates: int) -> dict[str, float]:
     run.envs.start()
     while run.clock.updates < updates:
         step_group(run)
-    metrics = run.learner.read_metrics()
+    metrics, *_ = run.learner.read_metrics()
     run.envs.close()
     return metrics
 

@@ -63,7 +63,12 @@ def interrupted_at(config: Config, env_steps: int) -> None:
         part.close()
 
 
-@pytest.mark.parametrize(("config", "cut"), [(CATCH, 5_000), (BREAKOUT, 700)], ids=["catch", "breakout"])
+EVALUATED = replace(CATCH, eval_period_frames=3_000, eval_episodes=1)  # an evaluation's checkpoint is one to go on from
+
+
+@pytest.mark.parametrize(
+    ("config", "cut"), [(CATCH, 5_000), (BREAKOUT, 700), (EVALUATED, 3_500)], ids=["catch", "breakout", "evaluated"]
+)
 def test_a_deterministic_run_that_was_cut_off_ends_bit_identical_to_one_that_was_not(
     config: Config, cut: int, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import pytest
 
-from fastdqn.exploration import linear_epsilon
 from fastdqn.schedules import LearningSchedule
 
 STARTS, END = 1_000, 3_500
@@ -71,8 +70,3 @@ def test_target_cadence_is_the_period_and_not_the_nearest_multiple_of_the_group(
     schedule = LearningSchedule(learning_starts=0, batch_size=32, replay_ratio=0.0, target_update_period=1_000)
     syncs = sum(1 for before in range(0, 960_000, 64) for _ in schedule.events(before, before + 64))
     assert syncs == 960  # counting in groups of 64 would give 1,000
-
-
-def test_epsilon_is_one_until_learning_starts_then_falls_linearly_to_its_end() -> None:
-    values = [linear_epsilon(step, learning_starts=100, decay_steps=200, final=0.1) for step in (0, 100, 200, 300, 999)]
-    assert values == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])

@@ -15,6 +15,7 @@ import torch
 from fastdqn import checkpoint, losses
 from fastdqn.cli import main
 from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.distributed import RankLostError, Ranks
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
 
@@ -71,7 +72,7 @@ def test_deterministic_runs_with_one_seed_end_bit_identical_and_another_seed_doe
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 16, 100, 257])
-def test_updates_syncs_and_epsilon_are_functions_of_env_steps_for_every_num_envs(num_envs: int, tmp_path) -> None:
+def test_updates_and_syncs_are_functions_of_env_steps_for_every_num_envs(num_envs: int, tmp_path) -> None:
     config = quiet("catch", tmp_path / "run", num_envs=num_envs, total_frames=4_000, learning_starts=1_600,
                    replay_ratio=0.7, batch_size=16, target_update_period=130)  # fmt: skip
     summary = train(config).summary
@@ -120,6 +121,16 @@ def test_fire_is_executed_and_stored_after_a_lost_life(tmp_path) -> None:
     stored = {mode: ring["action"][ring["life_lost"]] for mode, ring in rings.items()}
     assert len(stored["auto"]) > 4 and (stored["auto"] == 1).all()
     assert len(stored["off"]) > 4 and not (stored["off"] == 1).all()
+
+
+def test_epsilon_is_one_until_learning_starts_then_falls_linearly_to_its_end(tmp_path) -> None:
+    changes = {"learning_starts": 1_000, "epsilon_decay_steps": 2_000, "epsilon_end": 0.1, "total_frames": 8_000}
+    run = Run(quiet("catch", tmp_path / "run", **changes), ["test"])
+    run.envs.close()
+    epsilon = []
+    for run.clock.env_steps in (0, 1_000, 2_000, 3_000, 9_990):
+        epsilon.append(run.epsilon())
+    assert epsilon == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])
 
 
 @pytest.mark.parametrize(("end", "expected"), [(1.0, [0.4, 0.4, 0.7, 1.0, 1.0]), (0.4, [0.4] * 5)])
@@ -207,3 +218,18 @@ def test_an_interrupted_run_saves_and_exits_with_its_signals_code(number: int, e
     summary = json.loads(out.splitlines()[-1])
     assert checkpoint.load(run / "checkpoints").state["env_steps"] == summary["env_steps"] > 0
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_rank_that_is_lost_in_mid_iteration_leaves_the_others_run_failed_and_its_folder_free(tmp_path) -> None:
+    class Lost(Ranks):
+        def gather(self, rows, width):
+            raise RankLostError("gone")
+
+    run = Run(quiet("catch", tmp_path / "run"), ["test"])
+    run.envs.start()
+    with pytest.raises(RankLostError, match="in an update"), run:
+        run.logging = True  # agreed on, and then the update that comes before the log finds the other rank gone
+        run.ranks = Lost()
+        raise RankLostError("in an update")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    Run(run.config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints")).envs.close()

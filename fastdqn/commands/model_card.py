@@ -22,7 +22,7 @@ def text(
 
 ## Score
 
-{score(run, config, saved)}
+{score(run, saved)}
 
 ## Input and output
 
@@ -51,7 +51,7 @@ Read back from the file and compared with the agent, in float32 on a CPU: {compa
 """
 
 
-def score(run: Path, config: Config, saved: Checkpoint) -> str:
+def score(run: Path, saved: Checkpoint) -> str:
     """A table of the evaluations of this very checkpoint, or what else is known, called by its name."""
     rows = [result for result in runs.evaluations(run) if result.get("checkpoint") == saved.path.name]
     if not rows:

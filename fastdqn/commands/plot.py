@@ -55,7 +55,7 @@ def main(flags: Flags) -> int:
         lines += ["\n\n".join(ascii_chart(panel, width=width) for panel in panels)]
     out = Path(flags.out or "plot.png") if flags.out or not flags.ascii else None
     if out is not None:
-        write(panels, out, footnote(histories, flags))
+        write(panels, out, footnote(histories))
         lines.append(f"plot: {out}")
     figures = {"plot": None if out is None else str(out), "metric": flags.metric, "x": flags.x, "panels": []}
     for panel in panels:
@@ -117,7 +117,7 @@ def write(panels: Sequence["Panel"], out: Path, words: str) -> None:
         raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file") from None
 
 
-def footnote(histories: Sequence["History"], flags: Flags) -> str:
+def footnote(histories: Sequence["History"]) -> str:
     """What the lines mean and on which machines the runs were made."""
     machines = " | ".join(dict.fromkeys(one.hardware for one in histories if one.hardware))
     thin = "thin: one seed; band: 95 % bootstrap interval of the mean over seeds" if len(histories) > 1 else ""

@@ -4,6 +4,7 @@ import gc
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,10 +72,10 @@ def corrupt_frames(staging: Staging, groups: int) -> int:
     zeros = np.zeros(B, bool)
     for colour in range(groups):
         torch.cuda._sleep(20_000_000)  # about 10 ms: the copy that follows is late
-        staging.put(
-            env_id=np.arange(B), reward=np.zeros(B), terminated=zeros, done=zeros, life_lost=zeros,
-            obs=np.full((B, 84, 84), colour % 256, np.uint8),
-        )  # fmt: skip
+        frame = np.full((B, 84, 84), colour % 256, np.uint8)
+        staging.put(SimpleNamespace(
+            env_id=np.arange(B), reward=np.zeros(B), terminated=zeros, done=zeros, life_lost=zeros, obs=frame,
+        ))  # fmt: skip
         wrong += (staging.rows["obs"] != colour % 256).sum()
     return int(wrong)
 
