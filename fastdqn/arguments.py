@@ -7,7 +7,8 @@ from typing import Any
 
 import tyro
 
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.config import Config, load_preset
+from fastdqn.errors import UsageError
 
 
 def train_config(argv: list[str], *, prog: str) -> Config:

@@ -4,6 +4,8 @@ import difflib
 import re
 from typing import NamedTuple
 
+from fastdqn.errors import UsageError
+
 # The 104 Atari games whose ROMs EnvPool ships.
 GAMES = """
 Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath
@@ -153,20 +155,20 @@ def parse_env(name: str) -> EnvName:
     Only `ALE/` implies sticky actions, as in Gymnasium, and the note says so.
 
     Raises:
-        ValueError: unknown (names the three nearest), or continuous actions.
+        UsageError: unknown (names the three nearest), or continuous actions.
     """
     spelled = name.strip().lower()
     for task in VECTOR_TASKS:
         if spelled in (task.lower(), task.split("-")[0].lower()):
             return EnvName(task, task.split("-")[0], False, None, "")
     if spelled in _CONTINUOUS_TASKS:
-        raise ValueError(f"env={name}: it has continuous actions and a DQN needs discrete ones; try LunarLander-v3")
+        raise UsageError(f"env={name}: it has continuous actions and a DQN needs discrete ones; try LunarLander-v3")
     stem = spelled.removeprefix("ale/")
     is_ale = stem != spelled
     stem = re.sub(r"-v5$" if is_ale else r"((noframeskip|deterministic)?-v[04]|-v5)$", "", stem)
     game = {known.lower(): known for known in GAMES}.get(re.sub(r"[ _-]", "", stem))
     if game is None:
-        raise ValueError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
+        raise UsageError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
     note = f"{name} implies sticky_actions 0.25 (Machado et al. 2018); {game} does not" if is_ale else ""
     return EnvName(f"{game}-v5", game, True, 0.25 if is_ale else None, note)
 

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from fastdqn import large_tensors
+from fastdqn.errors import RunError
 
 FORMAT = 1
 KEEP = 2  # the newest, and one older that it can fall back to
@@ -56,7 +57,7 @@ _KINDS = {
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has some hundred
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """A checkpoint that could not be saved, or none that can be trusted; the message is one line with the reason."""
 
 

@@ -5,17 +5,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
 
 from fastdqn.arguments import parse, train_config
-from fastdqn.config import UsageError
+from fastdqn.errors import RunError, UsageError
 
-# commands whose flags and code are in commands/NAME.py: what it does, an example
-FURTHER = {
+# what it does, an example; the flags and the code of NAME are in commands/NAME.py, of train and profile below
+COMMANDS = {
+    "train": ("train an agent", "fastdqn train --num-envs 64"),
     "resume": ("go on with a run", "fastdqn resume runs/Breakout__fast__s1__..."),
+    "eval": ("play games with an agent", "fastdqn eval runs/Breakout__fast__s1__..."),
     "presets": ("named sets of defaults", "fastdqn presets rainbow"),
     "envs": ("games, actions, human scores", "fastdqn envs invaders"),
     "doctor": ("what this machine lacks", "fastdqn doctor"),
@@ -25,13 +23,8 @@ FURTHER = {
     "plot": ("curves, as picture or characters", "fastdqn plot runs/Breakout__* -o curves.png"),
     "compare": ("scores over seeds, with intervals", "fastdqn compare runs/Breakout__* --group-by preset"),
     "report": ("one page about a run", "fastdqn report runs/Breakout__fast__s1__..."),
-    "sweep": ("games x presets x seeds, on Ray", "fastdqn sweep --envs atari5 --presets fast,rainbow"),
-}
-COMMANDS = {
-    "train": ("train an agent", "fastdqn train --num-envs 64"),
-    "eval": ("play games with an agent", "fastdqn eval runs/Breakout__fast__s1__..."),
     "profile": ("where the time goes", "fastdqn profile --num-envs 64"),
-    **FURTHER,
+    "sweep": ("games x presets x seeds, on Ray", "fastdqn sweep --envs atari5 --presets fast,rainbow"),
 }
 USAGE = (
     "usage: fastdqn COMMAND [flags]\n\ncommands:\n"
@@ -39,34 +32,6 @@ USAGE = (
     + "\nfastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, "
     "130/143 interrupted and saved.\n"
 )
-
-
-@dataclass(frozen=True)
-class EvalFlags:
-    """Plays games with a trained agent under a stated protocol."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """The run's folder."""
-    episodes: int = 100
-    """Games to count, a fixed quota per env so that short games are not favoured."""
-    epsilon: float | None = None
-    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
-    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
-    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
-    num_envs: int = 0
-    """Games played at once; 0: one per game to count, at most 64."""
-    seed: int = 1
-    """Seed of the games and of the exploration; never shared with training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
-    threads: int = 0
-    """Threads of EnvPool and of torch; 0: all cores."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Which agent plays; best: the one that --keep-best kept."""
-    keep_best: bool = False
-    """Keep this agent in the run's best/ if none there was scored higher."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {command}: no such command; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        if command in FURTHER:
-            module = importlib.import_module(f"fastdqn.commands.{command}")
-            return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
-        return {"train": _train, "eval": _eval, "profile": _profile}[command](rest)
-    except UsageError as error:
+        if command in ("train", "profile"):
+            return {"train": _train, "profile": _profile}[command](rest)
+        module = importlib.import_module(f"fastdqn.commands.{command}")
+        return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
+    except (UsageError, RunError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
         return 141
@@ -101,15 +66,9 @@ def _one_line(message: str) -> str:
 def _train(argv: list[str]) -> int:
     config = train_config(argv, prog="fastdqn train")
     config.resolved()  # refuses before torch is imported
-    from fastdqn.distributed import RankLostError
-    from fastdqn.run import NotFiniteError
     from fastdqn.trainer import train
 
-    try:
-        result = train(config, ["fastdqn", "train", *argv])
-    except (NotFiniteError, RankLostError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    result = train(config, ["fastdqn", "train", *argv])
     if config.json and result.first_rank:
         print(json.dumps(result.summary))
     return result.exit_code
@@ -126,36 +85,4 @@ def _profile(argv: list[str]) -> int:
     if config.json:
         print(json.dumps({"profile": str(out), "wall_seconds": verdict.wall_seconds, "iterations": verdict.iterations,
                           "gpu_busy": verdict.busy_fraction, "phases": verdict.phases, "waits": verdict.waits}))  # fmt: skip
-    return 0
-
-
-def _eval(argv: list[str]) -> int:
-    flags = parse(EvalFlags, argv, default=None, prog="fastdqn eval")
-    from fastdqn import runs
-    from fastdqn.checkpoint import CheckpointError
-    from fastdqn.evaluation import evaluate, format_result
-
-    try:
-        run = runs.find(flags.run)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    try:
-        result = evaluate(
-            run,
-            episodes=flags.episodes,
-            epsilon=flags.epsilon,
-            protocol=flags.protocol,
-            num_envs=flags.num_envs,
-            seed=flags.seed,
-            device=flags.device,
-            threads=flags.threads,
-            which=flags.checkpoint,
-            keep_best=flags.keep_best,
-        )
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(format_result(result), file=sys.stderr if flags.json else sys.stdout)
-    if flags.json:
-        print(json.dumps(result))
     return 0

@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastdqn.atari import EnvName, fire_action, parse_env
-
-
-class UsageError(ValueError):
-    """A value that cannot work: one line with the field, the value and the remedy."""
+from fastdqn.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -177,10 +174,7 @@ class Config:
 
     @cached_property
     def name(self) -> EnvName:
-        try:
-            return parse_env(self.env)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        return parse_env(self.env)
 
     @property
     def action_repeat(self) -> int:

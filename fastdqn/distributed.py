@@ -31,11 +31,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdqn import rng
+from fastdqn.errors import RunError
 
 TIMEOUT = timedelta(minutes=10)  # of one collective: a rank may compile for longer than another
 
 
-class RankLostError(RuntimeError):
+class RankLostError(RunError):
     """Another rank has ended or does not answer: this one cannot go on. One line."""
 
 

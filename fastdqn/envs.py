@@ -17,6 +17,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import envpool
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from fastdqn import hardware
 from fastdqn.atari import fire_action, parse_env
+from fastdqn.errors import UsageError
 from fastdqn.watchdog import Watchdog
 
 INT31_MAX = 2**31 - 1
@@ -78,7 +80,7 @@ class VectorEnv:
     observations; a game goes on the same with and without.
 
     Raises:
-        ValueError: a value on which EnvPool would abort the process, hang, or run on with nonsense; names the field.
+        UsageError: a value on which EnvPool would abort the process, hang, or run on with nonsense; names the field.
     """
 
     def __init__(
@@ -112,26 +114,26 @@ class VectorEnv:
             batch_size = num_envs if synchronous else max(1, num_envs // 2)
         _require("batch_size", batch_size, 1, num_envs)
         if synchronous and batch_size != num_envs:
-            raise ValueError(f"batch_size={batch_size}: a synchronous pool steps all {num_envs} envs; leave it out")
+            raise UsageError(f"batch_size={batch_size}: a synchronous pool steps all {num_envs} envs; leave it out")
         _require("num_threads", num_threads, 0, 1024)
         if max_episode_steps is not None:
             _require("max_episode_steps", max_episode_steps, 1, INT31_MAX)
             if self.env == "Catch-v0":  # EnvPool does not cut it, but calls its end past the cap a truncation
-                raise ValueError(f"max_episode_steps={max_episode_steps}: a game of Catch-v0 is 9 steps; leave it out")
+                raise UsageError(f"max_episode_steps={max_episode_steps}: a game of Catch-v0 is 9 steps; leave it out")
         options: dict[str, Any] = {}
         if render:
             if not self.is_atari and self.env not in TASK_HZ:
-                raise ValueError(f"env={self.env}: EnvPool draws no picture of it; choose a run of another task")
+                raise UsageError(f"env={self.env}: EnvPool draws no picture of it; choose a run of another task")
             options["render_mode"] = "rgb_array"
         if self.is_atari:
             _require("noop_max", noop_max, 1, 1000)
             _require("frame_skip", frame_skip, 1, 1000)
             if len(image_size) != 2:
-                raise ValueError(f"image_size={image_size}: give (height, width)")
+                raise UsageError(f"image_size={image_size}: give (height, width)")
             for side in image_size:
                 _require("image_size", side, 1, 1024)
             if not 0.0 <= sticky_actions <= 1.0:
-                raise ValueError(f"sticky_actions={sticky_actions}: a probability; give a number from 0 to 1")
+                raise UsageError(f"sticky_actions={sticky_actions}: a probability; give a number from 0 to 1")
             options |= {
                 "stack_num": 1,
                 "img_height": image_size[0],
@@ -203,11 +205,8 @@ class VectorEnv:
             raise ValueError(
                 f"recv: {self._in_flight} envs are in flight, a group is {self.group_size}; start or send first"
             )
-        if self._watchdog is None:
+        with self._watchdog or nullcontext():
             raw = self._pool.recv()
-        else:
-            with self._watchdog.waiting():
-                raw = self._pool.recv()
         obs, reward, terminated, truncated, info = raw
         env_id = info["env_id"]
         first = self._was_done_N[env_id]
@@ -289,4 +288,4 @@ class VectorEnv:
 
 def _require(field: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{field}={value}: give a whole number from {low} to {high}")
+        raise UsageError(f"{field}={value}: give a whole number from {low} to {high}")

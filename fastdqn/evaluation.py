@@ -20,8 +20,9 @@ import torch
 from fastdqn import checkpoint, hardware
 from fastdqn.atari import human_normalized_score
 from fastdqn.checkpoint import Checkpoint, CheckpointError
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config
 from fastdqn.envs import EnvStep, VectorEnv
+from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_network, make_screen, resolve_device
 from fastdqn.player import Player
@@ -283,32 +284,6 @@ def summarize(games: list[Game], game: str) -> dict[str, Any]:
     }
 
 
-def format_result(result: dict[str, Any]) -> str:
-    """The result for people."""
-    low, high = result["score_ci95"]
-    human = result["human_normalized"]
-    lines = [
-        f"{result['env']} after {result['frames']:,} frames: {result['episodes']} games, protocol {result['protocol']} "
-        f"(sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g})",
-        f"mean {result['score_mean']:.2f}   median {result['score_median']:.2f}   95 % interval {low:.2f} to "
-        f"{high:.2f} (bootstrap over these games of one agent)",
-        f"lowest {result['score_min']:.10g}   highest {result['score_max']:.10g}   mean length "
-        f"{result['length_mean']:.0f} env steps   {result['capped_games']} cut at the step cap",
-        "human-normalised: no published human score"
-        if human is None
-        else f"human-normalised {human:.1%} (0 % random play, 100 % a human tester)",
-    ]
-    distinct, episodes = result["distinct_games"], result["episodes"]
-    if distinct < episodes:
-        lines.append(
-            f"warning: only {distinct} of the {episodes} games were distinct; the interval counts equal ones as one"
-            f"{', and of so few it says little' if distinct < 20 else ''}"
-        )
-    else:
-        lines.append(f"all {episodes} games were distinct")
-    return "\n".join(lines)
-
-
 def config_of(run: Path) -> Config:
     """The resolved config of a run. UsageError where it has none, or one that cannot work."""
     if not (run / "config.toml").is_file():
@@ -327,24 +302,21 @@ def envs_of(
     render: bool = False,
 ) -> VectorEnv:
     """The games of an evaluation: of its own seeds, synchronous; `render` as in `VectorEnv`."""
-    try:
-        return VectorEnv(
-            config.env,
-            **({} if screen is None else screen.asked()),
-            num_envs=num_envs,
-            seed=seed,
-            role="eval",
-            synchronous=True,
-            sticky_actions=rules.sticky_actions,
-            full_action_set=config.full_action_set,
-            noop_max=rules.noop_max,
-            max_episode_steps=rules.max_episode_steps,
-            frame_skip=config.frame_skip,
-            num_threads=threads,
-            render=render,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return VectorEnv(
+        config.env,
+        **({} if screen is None else screen.asked()),
+        num_envs=num_envs,
+        seed=seed,
+        role="eval",
+        synchronous=True,
+        sticky_actions=rules.sticky_actions,
+        full_action_set=config.full_action_set,
+        noop_max=rules.noop_max,
+        max_episode_steps=rules.max_episode_steps,
+        frame_skip=config.frame_skip,
+        num_threads=threads,
+        render=render,
+    )
 
 
 def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:

@@ -13,7 +13,8 @@ import numpy as np
 
 from fastdqn import runs
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config
+from fastdqn.errors import UsageError
 from fastdqn.statistics import Curve, first_reached, trailing_mean
 
 X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}
@@ -86,10 +87,7 @@ def load(names: Sequence[str]) -> list[History]:
     """
     if not names:
         raise UsageError("runs=: no run given; name one or more folders that training printed")
-    try:
-        paths = [runs.find(name) for name in names]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    paths = [runs.find(name) for name in names]
     return [
         History(path, Config.load(path / "config.toml"), runs.games(path), runs.metrics(path), runs.status(path),
                 runs.environment(path), runs.evaluations(path))

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 
 from fastdqn import hardware, preflight
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
+from fastdqn.errors import UsageError
 from fastdqn.learner import Learner
 from fastdqn.memory import keep_freed_memory
 from fastdqn.networks import QNetwork

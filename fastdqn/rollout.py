@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn import checkpoint, runs
-from fastdqn.config import UsageError
+from fastdqn.errors import UsageError
 from fastdqn.evaluation import GameTally, config_of, envs_of, network_of, protocol_of, quotas
 from fastdqn.parts import make_screen, resolve_device
 from fastdqn.player import Player
@@ -57,10 +57,7 @@ class Rollout:
         device: str = "auto",
         which: str = "newest",
     ) -> None:
-        try:
-            self.run = runs.find(run)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        self.run = runs.find(run)
         config = config_of(self.run)
         rules = protocol_of(protocol, config, epsilon)
         if episodes != 0 and not num_envs <= episodes <= 100_000:

@@ -17,6 +17,7 @@ from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config, refused_in_one_line
 from fastdqn.dashboard import Dashboard
 from fastdqn.distributed import RankLostError, join
+from fastdqn.errors import RunError
 from fastdqn.learner import compiled_graphs
 from fastdqn.logs import Logs
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
@@ -35,7 +36,7 @@ SAVE_PERIOD_SECONDS = 600.0
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunError):
     """Training cannot go on: its numbers are no longer finite. One line with the reason."""
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastdqn.errors import UsageError
+
 RUNS = Path("runs")
 # of the evaluations during training; not `fastdqn eval`'s own: games that chose an agent flatter it when they score it
 SELECTION_SEED = 0
@@ -27,18 +29,18 @@ def find(name: str) -> Path:
     """The folder of a run, given as a path or as its name under `runs/`.
 
     Raises:
-        ValueError: there is no such run; names the nearest ones.
+        UsageError: there is no such run; names the nearest ones.
     """
     for path in (Path(name), RUNS / name):
         try:
             if (path / "config.toml").is_file():
                 return path
         except OSError as error:  # a name that is too long, a folder that is not ours
-            raise ValueError(f"run={name}: {error.strerror}; name the folder that training printed") from None
+            raise UsageError(f"run={name}: {error.strerror}; name the folder that training printed") from None
     known = sorted(path.parent.name for path in RUNS.glob("*/config.toml"))
     near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else "name the folder that training printed"
-    raise ValueError(f"run={name}: holds no run (no config.toml); {hint}")
+    raise UsageError(f"run={name}: holds no run (no config.toml); {hint}")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

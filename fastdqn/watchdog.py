@@ -16,7 +16,7 @@ _STDERR = 2  # the descriptor: sys.stderr may be a notebook's object that faulth
 
 
 class Watchdog:
-    """A daemon thread that watches one blocking call at a time: `with watchdog.waiting(): blocking_call()`.
+    """A daemon thread that watches one blocking call at a time: `with watchdog: blocking_call()`.
 
     After `stall_seconds` inside one block it dumps the stacks of all threads to stderr, calls `on_stall` in its own
     thread, and ends the process with exit code 1, within `grace_seconds` even if `on_stall` hangs too. Entering and
@@ -38,9 +38,6 @@ class Watchdog:
         self._waits, self._is_waiting = 0, False
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name=f"watchdog of {what}", daemon=True).start()
-
-    def waiting(self) -> "Watchdog":
-        return self
 
     def __enter__(self) -> None:
         self._waits += 1  # first: the thread must never take a new wait for the last one

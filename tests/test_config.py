@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastdqn.config import Config, UsageError, load_preset, preset_names
+from fastdqn.config import Config, load_preset, preset_names
+from fastdqn.errors import UsageError
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fastdqn import checkpoint, runs
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.config import Config, load_preset
 from fastdqn.distributed import Ranks
+from fastdqn.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 CATCH = ["--preset", "catch", "--no-compile", "--torch-threads", "1", "--env-threads", "1", "--ui", "plain"]

@@ -16,15 +16,16 @@ import torch
 from fastdqn import checkpoint
 from fastdqn.checkpoint import CheckpointError
 from fastdqn.cli import main
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.commands.eval import format_result
+from fastdqn.config import Config, load_preset
 from fastdqn.envs import EnvStep, VectorEnv, env_seeds
+from fastdqn.errors import UsageError
 from fastdqn.evaluation import (
     PROTOCOLS,
     Game,
     GameTally,
     bootstrap_interval,
     evaluate,
-    format_result,
     play,
     protocol_of,
     quotas,

@@ -20,7 +20,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"commands/sweep"},
-    {"commands/presets", "commands/resume", "commands/profile", "commands/record", "commands/play"},
+    {"commands/presets", "commands/resume", "commands/eval", "commands/profile", "commands/record", "commands/play"},
     {"commands/envs", "commands/doctor", "commands/export"},
     {"commands/plot", "commands/compare", "commands/report"},
     {"commands/model_card"},
@@ -54,24 +54,12 @@ ROWS = [
     {"layers"},
     {"hardware", "rng", "config"},
     {"atari", "control_groups"},
+    {"errors"},
     {"__init__"},
 ]
-SEES_CONFIG = {
-    "cli",
-    "commands/presets",
-    "commands/resume",
-    "commands/profile",
-    "trainer",
-    "run",
-    "evaluation",
-    "parts",
-    "plan",
-    "preflight",
-}
-SEES_CONFIG |= {"rollout", "commands/record", "commands/play"}
-SEES_CONFIG |= {"commands/envs", "commands/doctor", "commands/export", "commands/model_card"}
-SEES_CONFIG |= {"history", "commands/plot", "commands/report"}
-SEES_CONFIG |= {"arguments", "commands/sweep"}
+SEES_CONFIG = {"arguments", "trainer", "run", "evaluation", "parts", "plan", "preflight", "history"}
+SEES_CONFIG |= {f"commands/{name}" for name in ("presets", "resume", "profile", "doctor", "export", "model_card")}
+SEES_CONFIG |= {"commands/report", "commands/sweep"}
 
 
 def imports_of(module: str) -> set[str]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastdqn import checkpoint, runs
-from fastdqn.cli import EvalFlags, main
+from fastdqn.cli import main
+from fastdqn.commands import eval as eval_command
 from fastdqn.config import load_preset
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.run import Run
@@ -21,7 +22,9 @@ def test_training_leaves_an_evaluation_of_the_last_agent_and_the_best_one(tmp_pa
     steps = train(config).summary["env_steps"]
     results = runs.evaluations(run)
     assert results[-1]["checkpoint_step"] == steps and results[-1]["episodes"] == 8
-    assert {result["seed"] for result in results} == {0} and EvalFlags.seed != 0  # chosen and scored on other games
+    assert {result["seed"] for result in results} == {
+        0
+    } and eval_command.Flags.seed != 0  # chosen and scored on other games
     best = checkpoint.load(run / "best")
     assert best.state["eval_score_mean"] == max(result["score_mean"] for result in results)
     rows = runs.metrics(run)

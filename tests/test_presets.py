@@ -11,7 +11,8 @@ import torch
 
 from fastdqn import config as config_module
 from fastdqn.cli import main
-from fastdqn.config import Config, UsageError, load_preset, preset_names
+from fastdqn.config import Config, load_preset, preset_names
+from fastdqn.errors import UsageError
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
 

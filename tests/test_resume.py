@@ -14,7 +14,8 @@ import torch
 
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.config import Config, load_preset
+from fastdqn.errors import UsageError
 from fastdqn.graphs import preserved
 from fastdqn.replay import ReplayRing
 from fastdqn.run import Run

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastdqn import tracking
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.config import Config, load_preset
+from fastdqn.errors import UsageError
 from fastdqn.tracking import Tracker
 from fastdqn.trainer import train
 

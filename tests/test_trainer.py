@@ -14,8 +14,9 @@ import torch
 
 from fastdqn import checkpoint, losses
 from fastdqn.cli import main
-from fastdqn.config import Config, UsageError, load_preset
+from fastdqn.config import Config, load_preset
 from fastdqn.distributed import RankLostError, Ranks
+from fastdqn.errors import UsageError
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
 

@@ -47,7 +47,7 @@ def save():
 
 {before}
 watchdog = Watchdog("the test", 0.3, save, grace_seconds=0.5)
-with watchdog.waiting():
+with watchdog:
     threading.Event().wait(30)
 print("went on")
 """
@@ -79,10 +79,10 @@ import time
 from fastdqn.watchdog import Watchdog
 watchdog = Watchdog("the test", 1.0)
 for _ in range(5):
-    with watchdog.waiting():
+    with watchdog:
         time.sleep(0.35)  # seen by several looks of the thread
 for _ in range(30):
-    with watchdog.waiting():
+    with watchdog:
         time.sleep(0.005)
 time.sleep(1.2)  # outside the block
 print("went on")
@@ -96,7 +96,7 @@ import time
 from fastdqn.watchdog import Watchdog
 watchdog = Watchdog("the test", 0.2)
 watchdog.close()
-with watchdog.waiting():
+with watchdog:
     time.sleep(1.0)
 print("went on")
 """)
@@ -112,7 +112,7 @@ def test_a_process_that_was_stopped_in_mid_wait_has_not_stalled():
 import sys
 from fastdqn.watchdog import Watchdog
 watchdog = Watchdog("the test", 2.0)
-with watchdog.waiting():
+with watchdog:
     print("waiting", flush=True)
     sys.stdin.readline()
 print("went on")
@@ -137,6 +137,6 @@ def test_an_error_inside_the_wait_comes_through():
     from fastdqn.watchdog import Watchdog
 
     watchdog = Watchdog("the test", 60.0)
-    with pytest.raises(KeyError), watchdog.waiting():
+    with pytest.raises(KeyError), watchdog:
         raise KeyError
     watchdog.close()

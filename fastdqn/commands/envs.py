@@ -7,7 +7,6 @@ import tyro
 
 from fastdqn.atari import GAMES, RANDOM_AND_HUMAN_SCORES, VECTOR_TASKS, num_actions, parse_env
 from fastdqn.commands import emit
-from fastdqn.config import UsageError
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,7 @@ def matching(part: str) -> list[str]:
     names = [name for name in (*GAMES, *VECTOR_TASKS) if part.lower() in name.lower()]
     if names:
         return names
-    try:
-        env = parse_env(part)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    env = parse_env(part)
     return [env.game if env.is_atari else env.canonical]
 
 

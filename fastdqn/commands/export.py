@@ -8,7 +8,6 @@ Q-values. O observations, A actions.
 
 import hashlib
 import json
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from fastdqn.commands import emit
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config
+from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,20 +85,13 @@ def main(flags: Flags) -> int:
     from fastdqn.evaluation import config_of, envs_of, network_of, protocol_of
     from fastdqn.parts import make_screen, resolve_device
 
-    try:
-        run = runs.find(flags.run)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    run = runs.find(flags.run)
     config = config_of(run)
-    try:
-        saved = checkpoint.load(run / ("best" if flags.checkpoint == "best" else "checkpoints"))
-        path = destination(flags, run / "export" / f"{saved.path.name}.{flags.format}")
-        screen = make_screen(config, resolve_device("cpu"))
-        envs = envs_of(config, protocol_of("run", config), NUM_ENVS, flags.seed, screen)
-        network = network_of(saved, config, envs, screen)
-    except checkpoint.CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    saved = checkpoint.load(run / ("best" if flags.checkpoint == "best" else "checkpoints"))
+    path = destination(flags, run / "export" / f"{saved.path.name}.{flags.format}")
+    screen = make_screen(config, resolve_device("cpu"))
+    envs = envs_of(config, protocol_of("run", config), NUM_ENVS, flags.seed, screen)
+    network = network_of(saved, config, envs, screen)
     obs = observe(network, envs, config, screen, flags.seed)
     described = {
         "env": envs.env,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tyro
 
 from fastdqn.commands import emit
-from fastdqn.config import UsageError
+from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
 
 HALF_BLOCK = "▀"  # its upper half in the foreground's colour, its lower in the background's: two pixels a character
@@ -51,23 +51,18 @@ def main(flags: Flags) -> int:
         raise UsageError(f"{name}: no terminal to play in; use fastdqn record {flags.run} -o game.gif")
     if flags.episodes < 1:
         raise UsageError(f"episodes={flags.episodes}: give a number from 1 to 100000")
-    from fastdqn.checkpoint import CheckpointError
     from fastdqn.rollout import Rollout
 
     with StopRequest() as stop:
-        try:
-            rollout = Rollout(
-                flags.run,
-                episodes=flags.episodes,
-                protocol=flags.protocol,
-                epsilon=flags.epsilon,
-                seed=flags.seed,
-                device=flags.device,
-                which=flags.checkpoint,
-            )
-        except CheckpointError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        rollout = Rollout(
+            flags.run,
+            episodes=flags.episodes,
+            protocol=flags.protocol,
+            epsilon=flags.epsilon,
+            seed=flags.seed,
+            device=flags.device,
+            which=flags.checkpoint,
+        )
         with closing(rollout), full_screen(stream):
             painter, pace = Painter(stream), Pace(rollout.steps_per_second)
             for scene in rollout:

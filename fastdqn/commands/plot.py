@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fastdqn.commands import emit
-from fastdqn.config import UsageError
+from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
     from fastdqn.charts import Line, Panel

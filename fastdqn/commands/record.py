@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tyro
 
 from fastdqn.commands import emit
-from fastdqn.config import UsageError
+from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -66,24 +66,19 @@ class Flags:
 def main(flags: Flags) -> int:
     rows, columns = parse_grid(flags.grid)
     check(flags)
-    from fastdqn.checkpoint import CheckpointError
     from fastdqn.rollout import Rollout
 
     with StopRequest() as stop:
-        try:
-            rollout = Rollout(
-                flags.run,
-                num_envs=rows * columns,
-                episodes=flags.episodes,
-                protocol=flags.protocol,
-                epsilon=flags.epsilon,
-                seed=flags.seed,
-                device=flags.device,
-                which=flags.checkpoint,
-            )
-        except CheckpointError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        rollout = Rollout(
+            flags.run,
+            num_envs=rows * columns,
+            episodes=flags.episodes,
+            protocol=flags.protocol,
+            epsilon=flags.epsilon,
+            seed=flags.seed,
+            device=flags.device,
+            which=flags.checkpoint,
+        )
         with closing(rollout):
             out = Path(flags.out) if flags.out else default_out(rollout)
             scenes = until_stopped(rollout, seconds_of(flags), stop)

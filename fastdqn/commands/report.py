@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from fastdqn.commands import emit
-from fastdqn.config import Config, UsageError, load_preset, preset_names
+from fastdqn.config import Config, load_preset, preset_names
+from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
     from fastdqn.history import History

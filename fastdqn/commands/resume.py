@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config
+from fastdqn.errors import UsageError
 
 # of state.json; eval does without
 NEEDED = ("env_steps", "frames", "updates", "target_syncs", "episodes", "last_100", "epoch", "wall_seconds")
@@ -25,28 +26,17 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
-    import sys
-
     from fastdqn import checkpoint, runs
-    from fastdqn.distributed import RankLostError
-    from fastdqn.run import NotFiniteError
     from fastdqn.trainer import train
 
-    try:
-        folder = runs.find(flags.run)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    folder = runs.find(flags.run)
     config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
-    try:
-        saved = checkpoint.load(folder / "checkpoints")
-        if missing := [name for name in NEEDED if name not in saved.state]:
-            raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
-        if saved.state["env_steps"] >= config.total_env_steps:
-            raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
-        result = train(config, ["fastdqn", "resume", flags.run], saved)
-    except (checkpoint.CheckpointError, NotFiniteError, RankLostError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    saved = checkpoint.load(folder / "checkpoints")
+    if missing := [name for name in NEEDED if name not in saved.state]:
+        raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
+    if saved.state["env_steps"] >= config.total_env_steps:
+        raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
+    result = train(config, ["fastdqn", "resume", flags.run], saved)
     if flags.json and result.first_rank:
         print(json.dumps(result.summary))
     return result.exit_code

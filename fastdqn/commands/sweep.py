@@ -14,7 +14,8 @@ from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS
 from fastdqn.commands import emit
 from fastdqn.commands.compare import table, text
-from fastdqn.config import Config, UsageError
+from fastdqn.config import Config
+from fastdqn.errors import UsageError
 from fastdqn.trials import Trial, due, words
 
 # what names a run or depends on where it runs: two runs that differ in these alone are one trial

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from fastdqn import checkpoint
-from fastdqn.config import UsageError
+from fastdqn.errors import UsageError
 from fastdqn.run import Run
 from fastdqn.trainer import train
 from tests.faults.kill9 import config, everything, in_child

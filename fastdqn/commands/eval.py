@@ -1,0 +1,82 @@
+"""`fastdqn eval`: how well an agent plays, under a stated protocol."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastdqn.commands import emit
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Plays games with a trained agent under a stated protocol."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder."""
+    episodes: int = 100
+    """Games to count, a fixed quota per env so that short games are not favoured."""
+    epsilon: float | None = None
+    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
+    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
+    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
+    num_envs: int = 0
+    """Games played at once; 0: one per game to count, at most 64."""
+    seed: int = 1
+    """Seed of the games and of the exploration; never shared with training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    threads: int = 0
+    """Threads of EnvPool and of torch; 0: all cores."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Which agent plays; best: the one that --keep-best kept."""
+    keep_best: bool = False
+    """Keep this agent in the run's best/ if none there was scored higher."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
+def main(flags: Flags) -> int:
+    from fastdqn import runs
+    from fastdqn.evaluation import evaluate
+
+    result = evaluate(
+        runs.find(flags.run),
+        episodes=flags.episodes,
+        epsilon=flags.epsilon,
+        protocol=flags.protocol,
+        num_envs=flags.num_envs,
+        seed=flags.seed,
+        device=flags.device,
+        threads=flags.threads,
+        which=flags.checkpoint,
+        keep_best=flags.keep_best,
+    )
+    emit(format_result(result), result, as_json=flags.json)
+    return 0
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The result for people."""
+    low, high = result["score_ci95"]
+    human = result["human_normalized"]
+    lines = [
+        f"{result['env']} after {result['frames']:,} frames: {result['episodes']} games, protocol {result['protocol']} "
+        f"(sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g})",
+        f"mean {result['score_mean']:.2f}   median {result['score_median']:.2f}   95 % interval {low:.2f} to "
+        f"{high:.2f} (bootstrap over these games of one agent)",
+        f"lowest {result['score_min']:.10g}   highest {result['score_max']:.10g}   mean length "
+        f"{result['length_mean']:.0f} env steps   {result['capped_games']} cut at the step cap",
+        "human-normalised: no published human score"
+        if human is None
+        else f"human-normalised {human:.1%} (0 % random play, 100 % a human tester)",
+    ]
+    distinct, episodes = result["distinct_games"], result["episodes"]
+    if distinct < episodes:
+        lines.append(
+            f"warning: only {distinct} of the {episodes} games were distinct; the interval counts equal ones as one"
+            f"{', and of so few it says little' if distinct < 20 else ''}"
+        )
+    else:
+        lines.append(f"all {episodes} games were distinct")
+    return "\n".join(lines)
