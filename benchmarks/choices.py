@@ -7,7 +7,7 @@ A switch by itself needs a space in front, " --no-compile". Each rung has the ba
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
 first moment on. On a GPU alone: `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled; `wait=block`
 puts the host to sleep while it waits for actions, instead of asking again and again, which takes a core from the games;
-`layout=auto` leaves the convolutions' layout to torch.compile.
+`layout=auto` leaves the convolutions' layout to torch.compile; `combo=on` has it put independent kernels into one.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from fastdqn.arguments import train_config
 from fastdqn.replay import ReplayRing
 from fastdqn.trainer import no_garbage_collection
 
-GPU_SWITCHES = ("wait=block", "layout=auto", "rows=eager")
+GPU_SWITCHES = ("wait=block", "layout=auto", "rows=eager", "combo=on")
 BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-capacity 200k"
 
 
@@ -45,6 +45,9 @@ def rung(base: str, words: str, folder: str) -> Group:
     with contextlib.ExitStack() as patches:
         if "layout=auto" in switches:
             patches.enter_context(patch.object(learner, "CUDA_COMPILE", {}))
+        if "combo=on" in switches:
+            both = {**learner.CUDA_COMPILE, "combo_kernels": True}
+            patches.enter_context(patch.object(learner, "CUDA_COMPILE", both))
         if "rows=eager" in switches:
             patches.enter_context(patch.object(ReplayRing, "compile", lambda *_, **__: None))
         run = make_run(config, config.replay_ratio, folder)  # compiles and captures

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_suite --out DIR --minutes 9 [--archive FILE] [--device cpu --quick] [--retry]
 
-Each call runs the stages that are left and still fit the given minutes; a stage leaves its JSON in DIR at once and
-prints one line. `--archive FILE` ends each call with one tar of all results, cut into FILE.000, FILE.001, ... of at
+Each call runs the stages that are left and still fit the given minutes, later ones too where an earlier one does not;
+a stage leaves its JSON in DIR at once and prints one line. `--archive FILE` ends each call with one tar of all results, cut into FILE.000, FILE.001, ... of at
 most 8 MB; where DIR is empty and such pieces are there, the call begins by unpacking them, so that a new machine goes on
 where the last one stopped. A stage that fails is recorded and passed over; `--retry` runs the failed ones again. A learning
 run that was stopped in mid-way is resumed from its checkpoint once every other stage has had its turn.
@@ -33,9 +33,9 @@ GRACE_SECONDS = 40  # for a run that was told to stop: it saves and ends
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. `minutes` is what it takes at most; a `timed` one is stopped by SIGTERM when they are over.
+    """One command. `minutes` is what it takes at most; a `timed` one is stopped when they are over, and counts as done.
 
-    `resume` goes on with one that was stopped. It waits until stage `after` is done.
+    `stopped_by` is the signal for that. `resume` goes on with one that was stopped. It waits until stage `after` is done.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Stage:
     timed: bool = False
     resume: tuple[str, ...] = ()
     after: str = ""
+    stopped_by: signal.Signals = signal.SIGTERM
 
 
 def stages(out: Path, device: str, quick: bool) -> list[Stage]:
@@ -53,9 +54,9 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
     def ladder(name: str, *flags: str) -> Stage:
         capacity = "50000" if quick else "1000000"
         return Stage(
-            name, 2.0 if quick else 5.0,
+            name, 2.0 if quick else 5.0,  # of which windows of 3 s take one and a half; the rest builds and warms up
             [*python, "benchmarks.throughput", "--device", device, "--replay-capacity", capacity,
-             "--json", str(out / f"{name}.json"), *flags, *small],
+             "--json", str(out / f"{name}.json"), *flags, *(small or ["--seconds", "3"])],
         )  # fmt: skip
 
     def learning(game: str) -> Stage:
@@ -79,7 +80,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
 
     choices = [
         "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
-        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "--seconds", "3",
+        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "combo=on", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
         choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
@@ -90,30 +91,31 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         else [*(name for name in PARTS if name not in large), "preset rainbow"],
         "parts-large": ["wide, cropped screen"] if quick else large,
     }
-    # one line for each test as it ends: one that is cut off has then said what failed
+    # a line for each test as it ends, and SIGINT: pytest then tells what failed until it was cut off
     tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
-    tests += ["-v", *(["-n", "4"] if find_spec("xdist") else [])]
+    tests += ["-vv", "--tb=short", *(["-n", "4"] if find_spec("xdist") else [])]
     return [
         # four processes that compile at once; each would start a compiler for every core
-        Stage("tests", 8.5, ["env", "TORCHINDUCTOR_COMPILE_THREADS=4", *python, "pytest", *tests]),
+        Stage("tests", 8.5, ["env", "TORCHINDUCTOR_COMPILE_THREADS=4", *python, "pytest", *tests],
+              stopped_by=signal.SIGINT),
         ladder("ladder-64", "--num-envs", "64", "--replay-ratio", "8" if quick else "8,4,2,1"),
         Stage(
             "profile", 2.0,
             [*python, "fastdqn", "profile", "--device", device, "--ui", "quiet", "--json", "--run-dir",
              str(out / "profile-run"), *(["--replay-capacity", "50000", "--batch-size", "64"] if quick else [])],
         ),
+        learning("Breakout"),
+        Stage("choices", 8.5, [*python, "benchmarks.choices", *choices, "--out", str(out)]),
         Stage(
             "budgets", 5.0,
             [*python, "benchmarks.budgets", "--device", device, "--out", str(out),
              *(["--seconds", "10", "--replay-capacity", "50000"] if quick else [])],
         ),
-        learning("Breakout"),
         ladder("ladder-batch-512", "--num-envs", "128", "--replay-ratio", "8", "--batch-size", "512"),
         # a process for each: what was profiled at its end would run slower
         *(ladder(f"ladder-{size}", "--num-envs", size, "--replay-ratio", "8") for size in (["32"] if quick else ["16", "128", "256"])),
-        Stage("choices", 8.5, [*python, "benchmarks.choices", *choices, "--out", str(out)]),
         Stage("learner", 7.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
-        *(Stage(name, 6.0, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
+        *(Stage(name, 8.5, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
                             "--name", name, "--only", ";".join(names), *small])
           for name, names in parts.items()),
         Stage("replay", 4.0, [*python, "benchmarks.replay", "--device", device, "--out", str(out), *small]),
@@ -135,7 +137,7 @@ def run(stage: Stage, out: Path, seconds: float, *, resume: bool = False) -> dic
             output, _ = process.communicate(timeout=max(seconds - GRACE_SECONDS, 1) if stage.timed else seconds)
         except subprocess.TimeoutExpired:
             stopped = True
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(stage.stopped_by)
             try:
                 output, _ = process.communicate(timeout=GRACE_SECONDS)
             except subprocess.TimeoutExpired:
@@ -228,8 +230,8 @@ def main() -> int:
             continue
         left = deadline - time.perf_counter()
         if left < 60 * stage.minutes:
-            print(f"{stage.name}: {stage.minutes:g} minutes needed, {left / 60:.1f} left; the next call goes on here")
-            break
+            print(f"{stage.name}: {stage.minutes:g} minutes needed, {left / 60:.1f} left; for the next call")
+            continue
         state[stage.name] = run(stage, flags.out, 60 * stage.minutes, resume=known == "stopped")
         state_file.write_text(json.dumps(state, indent=2) + "\n")
         record = state[stage.name]

@@ -11,14 +11,14 @@ from fastdqn.config import Config, load_preset
 from fastdqn.errors import UsageError
 
 
-def train_config(argv: list[str], *, prog: str) -> Config:
-    """The config that `fastdqn train` makes of these words, not yet resolved.
+def train_config(argv: list[str], *, prog: str, purpose: str | None = None) -> Config:
+    """The config that `fastdqn train` makes of these words, not yet resolved; `purpose` is what --help says instead.
 
     Raises:
         UsageError: no such preset.
         SystemExit: a wrong flag; the parser has said which.
     """
-    return parse(Config, argv, default=load_preset(preset_of(argv)), prog=prog)
+    return parse(Config, argv, default=load_preset(preset_of(argv)), prog=prog, purpose=purpose)
 
 
 def preset_of(argv: list[str]) -> str:
@@ -32,8 +32,11 @@ def preset_of(argv: list[str]) -> str:
     return preset
 
 
-def parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
-    """An instance of the dataclass `kind`; `default` gives what argv leaves out, None: the fields' own defaults."""
+def parse(kind: Any, argv: list[str], *, default: Any, prog: str, purpose: str | None = None) -> Any:
+    """An instance of the dataclass `kind`; `default` gives what argv leaves out, None: the fields' own defaults.
+
+    `purpose` is the first line of --help, None: the docstring of `kind`.
+    """
     counts = {field.name.replace("_", "-") for field in fields(kind) if field.type in (int, int | None)}
     switches = {field.name.replace("_", "-") for field in fields(kind) if field.type is bool}
     for word in argv:
@@ -44,6 +47,7 @@ def parse(kind: Any, argv: list[str], *, default: Any, prog: str) -> Any:
         kind,
         args=expand_counts(argv, counts),
         prog=prog,
+        description=purpose,
         **({} if default is None else {"default": default}),
     )
 

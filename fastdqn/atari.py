@@ -20,6 +20,8 @@ TimePilot Trondead Turmoil Tutankham UpNDown Venture VideoCheckers VideoChess Vi
 WordZapper YarsRevenge Zaxxon
 """.split()  # noqa: SIM905 (104 quoted lines otherwise)
 
+FRAME_CAP = 108_000  # of a game: 30 minutes of play, Machado et al. 2018
+
 # Other EnvPool tasks with discrete actions and vector observations.
 VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
 _TASK_ACTIONS = {"Acrobot-v1": 3, "CartPole-v1": 2, "Catch-v0": 3, "LunarLander-v3": 4, "MountainCar-v0": 3}

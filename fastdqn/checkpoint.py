@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,8 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    data = _read_file(folder / _MANIFEST, limit=_MANIFEST_LIMIT)
+    with _opened(folder / _MANIFEST, limit=_MANIFEST_LIMIT) as file:
+        data = file.read()
     manifest = json.loads(data)
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{_MANIFEST} is not an object")
@@ -287,28 +289,27 @@ def _verified_files(folder: Path, step: int) -> Iterator[tuple[str, bytes]]:
     if missing := files.keys() - present:
         raise CheckpointError(f"{min(missing)} is missing")
     for name, expected in files.items():
-        if name == _LARGE:  # hashed in chunks; what reads it opens it again
-            if (folder / name).is_symlink() or large_tensors.sha256(folder / name) != expected["sha256"]:
-                raise CheckpointError(f"{name} does not match its hash")
-            yield name, b""
-            continue
-        data = _read_file(folder / name, limit=expected["bytes"])
-        if len(data) != expected["bytes"]:
-            raise CheckpointError(f"{name} has {len(data)} bytes instead of {expected['bytes']}")
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        with _opened(folder / name, limit=expected["bytes"]) as file:
+            if (size := os.fstat(file.fileno()).st_size) != expected["bytes"]:
+                raise CheckpointError(f"{name} has {size} bytes instead of {expected['bytes']}")
+            # the large one is hashed in chunks; what reads it opens it again
+            data = b"" if name == _LARGE else file.read()
+            digest = hashlib.file_digest(file, "sha256") if name == _LARGE else hashlib.sha256(data)
+        if digest.hexdigest() != expected["sha256"]:
             raise CheckpointError(f"{name} does not match its hash")
         yield name, data
 
 
-def _read_file(path: Path, *, limit: int) -> bytes:
-    """The bytes of a regular file. A symlink is not followed, a pipe not waited for, a larger file not read."""
+@contextmanager
+def _opened(path: Path, *, limit: int) -> Iterator[BufferedReader]:
+    """A regular file of at most `limit` bytes. A symlink is not followed, a pipe not waited for."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path.name} is no regular file")
         if status.st_size > limit:
             raise CheckpointError(f"{path.name} has {status.st_size} bytes instead of {limit}")
-        return file.read()
+        yield file
 
 
 @contextmanager

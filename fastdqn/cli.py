@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fastdqn import __version__
 from fastdqn.arguments import parse, train_config
 from fastdqn.errors import RunError, UsageError
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "profile": ("where the time goes", "fastdqn profile --num-envs 64"),
     "sweep": ("games x presets x seeds, on Ray", "fastdqn sweep --envs atari5 --presets fast,rainbow"),
 }
+PROFILE = "Runs the training loop of these flags for some groups under torch.profiler, and says where the time goes."
 USAGE = (
     "usage: fastdqn COMMAND [flags]\n\ncommands:\n"
     + "".join(f"  {name:9}{words:34}{example}\n" for name, (words, example) in COMMANDS.items())
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"fastdqn {__version__}")
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         print(f"error: {command}: no such command; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
@@ -52,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, RunError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:  # where nothing has to be saved; training and recording answer it themselves
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
         return 141
@@ -75,7 +83,7 @@ def _train(argv: list[str]) -> int:
 
 
 def _profile(argv: list[str]) -> int:
-    config = train_config(argv, prog="fastdqn profile")
+    config = train_config(argv, prog="fastdqn profile", purpose=PROFILE)
     config.resolved()  # refuses before torch is imported
     from fastdqn.commands import profile
 

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdqn.atari import EnvName, fire_action, parse_env
+from fastdqn.atari import FRAME_CAP, EnvName, fire_action, parse_env
 from fastdqn.errors import UsageError
 
 
@@ -236,10 +236,26 @@ class Config:
         elif self.checkpoint_replay == "none" and self.deterministic:
             raise UsageError("checkpoint_replay=none: a deterministic run resumes with its replay; use auto or full")
         if self.max_episode_steps is None and self.name.is_atari:
-            changes["max_episode_steps"] = 27_000
+            changes["max_episode_steps"] = FRAME_CAP // max(self.frame_skip, 1)
         config = replace(self, **changes)
         config._validate()
-        return config, notes
+        return config, notes + config._too_short()
+
+    def _too_short(self) -> list[str]:
+        """What the run ends before, in words."""
+        end = self.total_env_steps
+        if self.replay_ratio > 0 and self.learning_starts >= end:
+            return [
+                f"learning_starts {self.learning_starts:,}: the run ends at env step {end:,} and learns nothing; give it "
+                "more --total-frames, or a lower --learning-starts"
+            ]
+        if end - self.learning_starts < self.epsilon_decay_steps and not self.noisy:
+            left = 1 - (1 - self.epsilon_end) * (end - self.learning_starts) / self.epsilon_decay_steps
+            return [
+                f"epsilon_decay_steps {self.epsilon_decay_steps:,}: the run ends before epsilon has fallen, at {left:.2f}; "
+                "give it more --total-frames, or fewer --epsilon-decay-steps"
+            ]
+        return []
 
     def _without_effect(self) -> tuple[list[str], list[str]]:
         """Fields that were set though something else makes them void, and those that the preset brought."""

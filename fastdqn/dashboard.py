@@ -4,9 +4,12 @@ The training loop itself calls `update`; there is no refresh thread, because one
 emulator's host thread would pay for it at random moments.
 """
 
+import os
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -30,7 +33,7 @@ class Dashboard:
     def __init__(
         self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
     ) -> None:
-        self._console = Console(file=stream or sys.stdout, highlight=False)
+        self._console = Console(file=cast(TextIO, Lasting(stream or sys.stdout)), highlight=False)
         # isatty, not rich's is_terminal: FORCE_COLOR, common in CI, would draw the panel into a log file
         can_redraw = self._console.file.isatty() and not self._console.is_dumb_terminal
         self.mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
@@ -58,7 +61,7 @@ class Dashboard:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(panel(snapshot), refresh=True)
+        self._live.update(panel(snapshot, self._console.width), refresh=True)
 
     def close(self) -> None:
         """Takes the panel away and leaves its figures as one line."""
@@ -68,6 +71,39 @@ class Dashboard:
         if self._last is not None and self.mode != "quiet":
             self._console.print(Text(plain_line(self._last)), soft_wrap=True)
             self._last = None
+
+
+class Lasting:
+    """A stream whose reader may go away, `head` or a dropped connection: what is written after that goes nowhere.
+
+    rich would end the process, with no word and in the middle of training.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with self._without_reader():
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._without_reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # for good: what is still buffered would fail again
+            try:
+                print(f"warning: nobody reads this run's output any more ({error}); it goes on", file=sys.stderr)
+            except OSError:
+                os.dup2(nowhere, 2)
 
 
 def plain_line(s: Snapshot) -> str:
@@ -82,8 +118,8 @@ def plain_line(s: Snapshot) -> str:
     )
 
 
-def panel(s: Snapshot) -> Panel:
-    """The live view, readable from 80 columns on."""
+def panel(s: Snapshot, width: int) -> Panel:
+    """The live view for a terminal of `width` columns: two rows of figures, or four."""
     share = s.frames / max(s.total_frames, 1)
     progress = Table.grid(padding=(0, 1), expand=True)
     progress.add_column(no_wrap=True)
@@ -95,22 +131,22 @@ def panel(s: Snapshot) -> Panel:
         ProgressBar(total=1.0, completed=min(share, 1.0)),
         f"{share:.1%}  ETA {eta}",
     )
-    figures = Table.grid(padding=(0, 2), expand=True)
-    for _ in range(4):
-        figures.add_column(no_wrap=True, ratio=1)
-    gpu = "" if s.gpu_memory_bytes is None else f"  gpu {s.gpu_memory_bytes / 1e9:.1f} GB"
-    figures.add_row(
+    words = (
         f"frames/s {count(s.frames_per_second_10s)}",
         f"60 s {count(s.frames_per_second_60s)}",
         f"score {number(s.score_mean_100, 2)}",
         f"games {count(s.episodes)}",
-    )
-    figures.add_row(
         f"loss {number(s.loss, 4)}",
         f"Q {number(s.q_mean, 3)}",
         f"epsilon {s.epsilon:.3f}",
         f"updates {count(s.updates)}",
     )
+    figures, columns = Table.grid(padding=(0, 2), expand=True), 4 if width >= 76 else 2
+    for _ in range(columns):
+        figures.add_column(no_wrap=True, ratio=1)
+    for begin in range(0, len(words), columns):
+        figures.add_row(*words[begin : begin + columns])
+    gpu = "" if s.gpu_memory_bytes is None else f"  gpu {s.gpu_memory_bytes / 1e9:.1f} GB"
     total = sum(s.phase_seconds.values()) or 1.0
     phases = " ".join(f"{name} {seconds / total:.0%}" for name, seconds in s.phase_seconds.items())
     footer = Text(f"time {phases}  mem {s.memory_bytes / 1e9:.1f} GB{gpu}", style="dim")

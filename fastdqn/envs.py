@@ -25,12 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn import hardware
-from fastdqn.atari import fire_action, parse_env
+from fastdqn.atari import FRAME_CAP, fire_action, parse_env
 from fastdqn.errors import UsageError
 from fastdqn.watchdog import Watchdog
 
 INT31_MAX = 2**31 - 1
-ATARI_STEP_CAP = 27_000  # 108,000 frames, 30 minutes of play
 ATARI_HZ = 60.0  # emulator frames a second
 # env steps a second; Gymnasium's `render_fps`. Those are the tasks of which EnvPool draws a picture.
 TASK_HZ = {"Acrobot-v1": 15.0, "CartPole-v1": 50.0, "LunarLander-v3": 50.0, "MountainCar-v0": 30.0}
@@ -74,7 +73,7 @@ class VectorEnv:
     group can be acted on while the other is stepped. Synchronous: all envs, in env order, deterministic.
 
     Life cycle: `start` once, then `recv` a group and `send` its actions, until `close`. Building 64 envs takes about
-    2 s and holds the GIL: no other thread runs meanwhile. `max_episode_steps=None` keeps the task's own cap (27,000 on
+    2 s and holds the GIL: no other thread runs meanwhile. `max_episode_steps=None` keeps the task's own cap (108,000 frames on
     Atari). `first_env` is the number of its first env among those of a job of several ranks. `stall_seconds` is how long
     `recv` may block before the watchdog ends the process, 0 for ever. `render` makes pictures for people, beside the
     observations; a game goes on the same with and without.
@@ -148,7 +147,7 @@ class VectorEnv:
                 "reward_clip": False,
                 "use_fire_reset": True,
             }
-            max_episode_steps = max_episode_steps or ATARI_STEP_CAP
+            max_episode_steps = max_episode_steps or FRAME_CAP // frame_skip
         if max_episode_steps is not None:
             options["max_episode_steps"] = max_episode_steps
         self.rendered = render
@@ -180,7 +179,8 @@ class VectorEnv:
         self.fire_action = fire_action(self.game, full_action_set=full_action_set) if self.is_atari else None
         self.frame_skip = frame_skip if self.is_atari else 1
         self.steps_per_second = ATARI_HZ / frame_skip if self.is_atari else TASK_HZ.get(self.env)  # at the game's speed
-        self.max_episode_steps = int(self._pool.spec.config.max_episode_steps)
+        cap = int(self._pool.spec.config.max_episode_steps)
+        self.max_episode_steps = None if cap == INT31_MAX else cap  # EnvPool's word for none
         if self.is_atari:
             channels, height, width = space.shape
             self.obs_shape: tuple[int, ...] = (height, width) if channels == 1 else (channels, height, width)

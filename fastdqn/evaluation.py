@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fastdqn import checkpoint, hardware
-from fastdqn.atari import human_normalized_score
+from fastdqn.atari import FRAME_CAP, human_normalized_score
 from fastdqn.checkpoint import Checkpoint, CheckpointError
 from fastdqn.config import Config
 from fastdqn.envs import EnvStep, VectorEnv
@@ -65,7 +65,7 @@ def protocol_of(name: str, config: Config, epsilon: float | None = None) -> Prot
         return Protocol(config.sticky_actions or 0.0, config.noop_max, config.max_episode_steps, fire, epsilon)
     if not config.name.is_atari:
         raise UsageError(f"protocol={name}: is about Atari games, {config.name.canonical} is none; use run")
-    frames = {"sticky": 108_000, "noop": 108_000, "nature": 18_000}[name]
+    frames = {"sticky": FRAME_CAP, "noop": FRAME_CAP, "nature": 18_000}[name]
     cap = frames // config.frame_skip
     if name == "sticky":
         return Protocol(0.25, 30, cap, fire, epsilon)
@@ -260,7 +260,7 @@ def evaluate(
         "device": where.type,
         **hardware.environment(),
     }
-    settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__s{seed}"  # another setting is another result
+    settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__n{num_envs}__s{seed}"  # another setting is another result
     _store(result, run / "eval" / f"{saved.path.name}__{settings}.json")
     if keep_best:  # last: where best/ cannot be written, the result is kept
         _keep_best(saved, result["score_mean"], run / "best")

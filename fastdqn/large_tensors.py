@@ -47,12 +47,6 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def sha256(path: Path) -> str:
-    """Of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fills `tensors` in place, on any device, from a file that `write` wrote with the same names, dtypes and shapes.
 

@@ -3,12 +3,13 @@
 A disk that does not take them is no reason to lose hours of training: it is a warning, and the rows are left out.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastdqn.metrics import EpisodeTracker, MetricsLog
+from fastdqn.metrics import EpisodeTracker
 from fastdqn.run_folder import RunFolder
 from fastdqn.tracking import Tracker
 
@@ -22,17 +23,23 @@ class Logs:
 
     def __init__(self, folder: RunFolder, episodes: EpisodeTracker, tracker: Tracker | None) -> None:
         self._folder, self._episodes, self._tracker = folder, episodes, tracker
-        self._metrics = MetricsLog(folder.path / "metrics.jsonl")
+        self._metrics = (folder.path / "metrics.jsonl").open("a")
         self._failing = False
 
     def write(self, row: dict[str, Any], **figures: Any) -> None:
         """A row of metrics, the games since the last one, and the run's status."""
         with self._training_goes_on():
-            self._metrics.write(row)
+            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.flush()
             if self._tracker is not None:
                 self._tracker.write(row)
             self._episodes.flush()
             self._folder.status("running", **figures)
+
+    def write_games(self) -> None:
+        """The games since the last row of metrics."""
+        with self._training_goes_on():
+            self._episodes.flush()
 
     def close(self, state: str, **figures: Any) -> None:
         """The last status."""

@@ -5,7 +5,6 @@ that existing plotting tools read them. `global_step` is in env steps; `frames` 
 """
 
 import csv
-import json
 import os
 import time
 from collections import deque
@@ -160,20 +159,6 @@ class RateWindow:
             self._points.popleft()
         (then, before), (_, after) = self._points[0], self._points[-1]
         return (after - before) / (now - then) if now > then else 0.0
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one object per log period."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def resident_bytes() -> int:

@@ -7,7 +7,6 @@ import torch
 
 from fastdqn import __version__, hardware
 from fastdqn.config import SWITCHES, Config
-from fastdqn.dashboard import count
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
 
@@ -20,15 +19,15 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else hardware.cpu_name()
     groups = "synchronous" if envs.synchronous else f"asynchronous groups of {envs.group_size}"
     fire = "" if parts.fire_action is None else ", FIRE after a lost life"
-    target = f"target {'copied every ' + format(config.target_update_period, ',')}"
+    cap = "no step cap" if envs.max_episode_steps is None else f"at most {envs.max_episode_steps:,} env steps a game"
+    target = f"target copied every {config.target_update_period:,} env steps"
     if config.polyak > 0:
         target = f"target follows by {config.polyak:g} per update"
     arithmetic = str(parts.learner.online.compute_dtype).removeprefix("torch.")
     lines = [
         f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
         f"run       {folder}",
-        f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, at most "
-        f"{count(envs.max_episode_steps)} env steps a game{fire}",
+        f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, {cap}{fire}",
         f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
         f"replay    {ring.num_envs * ring.lane_length:,} frames in {ring.num_envs} lanes of {ring.lane_length:,}",
         f"memory    {parts.memory}",

@@ -25,7 +25,7 @@ from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
 from fastdqn.plan import plan
-from fastdqn.run_folder import RunFolder, trim
+from fastdqn.run_folder import RunFolder, default_path, trim
 from fastdqn.saver import Saver
 from fastdqn.schedules import LearningSchedule, line
 from fastdqn.signals import StopRequest
@@ -58,70 +58,43 @@ class Run:
 
     def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
         self.config, self.notes = config.resolved(loaded=saved is not None)
-        self.clock, self.stopping, self.logging = Clock(), False, False
+        self.clock, self.phase = Clock(), PhaseTimer("env", "act", "append", "learn", "log")
+        self.epoch, self.learn_from, self.refused = 0, 0, 0
+        self.stopping, self.logging, self.unsaved = False, False, False
         self.stop: StopRequest | None = None
-        self._saves_replay = self.config.checkpoint_replay == "full"
-        self.schedule = LearningSchedule(
-            learning_starts=self.config.learning_starts,
-            batch_size=self.config.batch_size,
-            replay_ratio=self.config.replay_ratio,
-            target_update_period=self.config.target_update_period if self.config.polyak == 0 else None,
-        )
-        self.epoch, self.learn_from, self._seconds_before = 0, 0, 0.0
-        self.phase = PhaseTimer("env", "act", "append", "learn", "log")
+        self._saves_replay, self._eval_waits = self.config.checkpoint_replay == "full", False
+        self._losses: dict[str, float] = {}
+        self._refused_in_a_row, self._seconds_before = 0, 0.0
+        self._windows = RateWindow(10), RateWindow(60)
+        self._started = self._logged = self._saved_at = time.perf_counter()
+        self._ended: float | None = None  # when the loop did; what comes after is no training time
         with refused_in_one_line(config.run_dir):
             self.ranks = join(cuda=self.config.device != "cpu" and torch.cuda.is_available())
             if self.ranks.size > 1:
                 self._join_in()
-            parts = build(self.config, self.notes, self.ranks)
+            config = self.config
+            parts = build(config, self.notes, self.ranks)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
             self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
             self.envs.on_stall = self.save_now
-            config = self.config
-            if config.track != "off":
-                check_installed(config.track)  # before the folder is made
-            self.folder = RunFolder(
-                config.run_dir, game=self.envs.game, preset=config.preset, seed=config.seed, resumed=saved is not None
-            )
-            if saved is not None:
-                self._restore(saved)
-            self.folder.describe(config.to_toml(), command, hardware.environment())
-            self.episodes = EpisodeTracker(
-                self.envs.num_envs,
-                self.folder.path / "episodes.csv",
-                seconds_before=self._seconds_before,
-                first_env=self.ranks.rank * self.envs.num_envs,
-            )
-            tracker = None
-            if config.track != "off":
-                tracker = Tracker(config.track, self.folder.path, name=self.folder.path.name, config=asdict(config))
-            self._logs = Logs(self.folder, self.episodes, tracker)
+            self._open_folder(command, saved)
+        self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
         self._saver = Saver(self.folder.checkpoints, saved=None if saved is None else saved.step)
+        self._saved_periods = self._periods()
+        self.schedule = LearningSchedule(
+            learning_starts=config.learning_starts, batch_size=config.batch_size, replay_ratio=config.replay_ratio,
+            target_update_period=config.target_update_period if config.polyak == 0 else None,
+        )  # fmt: skip
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
         self.dashboard.say(*self.plan)
-        with refused_in_one_line(config.run_dir):
+        with refused_in_one_line(config.run_dir):  # compiles
             self.pipeline = Pipeline(
-                self.learner,
-                self.ring,
-                self.staging,
-                batch_size=config.batch_size // self.ranks.size,
-                fire_action=self.fire_action,
-                preprocess=None if self.screen is None else self.screen.preprocess,
-                act_threads=self.threads.act,
-                learn_threads=self.threads.learn,
-                ranks=self.ranks,
-            )
-        if saved is not None:
-            self.episodes.episodes = saved.state["episodes"]
-            self.episodes.last_100.extend(saved.state["last_100"])
-        self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
-        self._losses: dict[str, float] = {}
-        self._windows = RateWindow(10), RateWindow(60)
-        self._started = self._logged = self._saved_at = time.perf_counter()
-        self._eval_waits = False
-        self._saved_periods = self._periods()
+                self.learner, self.ring, self.staging, batch_size=config.batch_size // self.ranks.size,
+                fire_action=self.fire_action, preprocess=None if self.screen is None else self.screen.preprocess,
+                act_threads=self.threads.act, learn_threads=self.threads.learn, ranks=self.ranks,
+            )  # fmt: skip
 
     def _join_in(self) -> None:
         """As one of several ranks: the first writes and shows, the others write into a folder that goes with them."""
@@ -137,11 +110,33 @@ class Run:
             self._scratch = tempfile.TemporaryDirectory(prefix="fastdqn-rank-")  # removed when this process ends
             self.config = replace(self.config, run_dir=self._scratch.name, ui="quiet", track="off")
 
+    def _open_folder(self, command: Sequence[str], saved: Checkpoint | None) -> None:
+        """Takes or makes the folder, goes on from `saved` where there is one, and opens the logs."""
+        config, num_envs, tracker = self.config, self.envs.num_envs, None
+        if config.track != "off":
+            check_installed(config.track)  # before the folder is made
+        path = config.run_dir or default_path(self.envs.game, config.preset, config.seed)
+        self.folder = RunFolder(path, resumed=saved is not None)
+        path = self.folder.path
+        if saved is not None:
+            self._restore(saved)
+        self.folder.describe(config.to_toml(), command, hardware.environment())
+        self.episodes = EpisodeTracker(
+            num_envs, path / "episodes.csv", seconds_before=self._seconds_before, first_env=self.ranks.rank * num_envs
+        )
+        if saved is not None:
+            self.episodes.episodes = saved.state["episodes"]
+            self.episodes.last_100.extend(saved.state["last_100"])
+        if config.track != "off":
+            tracker = Tracker(config.track, path, name=path.name, config=asdict(config))
+        self._logs = Logs(self.folder, self.episodes, tracker)
+
     def _restore(self, saved: Checkpoint) -> None:
         """Goes on where `saved` was written, with new games; rows of the logs from beyond it are dropped."""
         state = saved.state
         self.clock = Clock(**{field: state[field] for field in asdict(self.clock)})
         self._seconds_before = state["wall_seconds"]
+        self.phase.seconds.update(state.get("phase_seconds", {}))
         self.learner.load_state(saved.tensors)
         if self._saves_replay and saved.large is not None:
             large_tensors.read_into(saved.large, self.ring.stored())
@@ -194,17 +189,19 @@ class Run:
         return line(now, config.learning_starts, config.total_env_steps, *between)
 
     @property
+    def wall_seconds(self) -> float:
+        """Of training so far, what was before a resume included."""
+        return (self._ended or time.perf_counter()) - self._started
+
+    @property
     def frames(self) -> int:
         return self.clock.env_steps * self.config.action_repeat
 
     def count(self, decisions: int) -> int:
         """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""
         before = self.clock.env_steps
-        agreed = self.ranks.agree(
-            decisions,
-            stop=self.heed(),
-            log=time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS,
-        )
+        log = time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS
+        agreed = self.ranks.agree(decisions, stop=self.heed(), log=log)
         self.clock.env_steps += agreed.decisions
         self.stopping, self.logging = agreed.stop, agreed.log
         return before
@@ -226,11 +223,9 @@ class Run:
             "system/compiled_graphs": compiled_graphs(),
         }
         self._logs.write(
-            row,
-            frames=snapshot.frames,
-            frames_per_second=snapshot.frames_per_second_10s,
+            row, frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s,
             score_mean_100=snapshot.score_mean_100,
-        )
+        )  # fmt: skip
         self.dashboard.update(snapshot)
 
     def _share_episodes(self) -> None:
@@ -247,7 +242,7 @@ class Run:
             )
 
     def snapshot(self) -> Snapshot:
-        now = time.perf_counter()
+        now = self._ended or time.perf_counter()
         fps_10, fps_60 = (window.add(now, self.frames) for window in self._windows)
         left = max(self.config.total_frames - self.frames, 0)
         return Snapshot(
@@ -258,7 +253,7 @@ class Run:
             env_steps=self.clock.env_steps,
             updates=self.clock.updates,
             episodes=self.episodes.episodes,
-            wall_seconds=now - self._started,
+            wall_seconds=self.wall_seconds,
             frames_per_second_10s=fps_10,
             frames_per_second_60s=fps_60,
             eta_seconds=left / fps_60 if fps_60 > 0 else None,
@@ -301,8 +296,10 @@ class Run:
             "epoch": self.epoch,
             "episodes": self.episodes.episodes,
             "last_100": list(self.episodes.last_100),
-            "wall_seconds": time.perf_counter() - self._started,
+            "wall_seconds": self.wall_seconds,
+            "phase_seconds": dict(self.phase.seconds),
         }
+        self._logs.write_games()  # first: a run that goes on from here has all games before it
         large = self.ring.stored() if self._saves_replay else None
         started = time.perf_counter()
         self._saver.save(self.clock.env_steps, self.learner.state(), state, large)
@@ -370,11 +367,13 @@ class Run:
     def __enter__(self) -> "Run":
         self._logged = time.perf_counter()
         self._started = self._logged - self._seconds_before
+        for window in self._windows:
+            window.add(self._logged, self.frames)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Saves, whatever ended the loop, and says how it ended."""
-        self.wall_seconds = time.perf_counter() - self._started
+        self._ended = time.perf_counter()
         self.logging = False  # an error may have come between two ranks' agreement to log and the logging
         if error is None:
             try:

@@ -13,16 +13,14 @@ from typing import IO, Any
 
 
 class RunFolder:
-    """Makes and fills `runs/{game}__{preset}__s{seed}__{time}/`, or the folder the user named.
+    """Makes and fills the folder of one run.
 
     Raises:
         ValueError: the folder already holds a run, is in use, cannot be made, or holds a symlink.
     """
 
-    def __init__(self, run_dir: str, *, game: str, preset: str, seed: int, resumed: bool = False) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        safe = re.sub(r"[^A-Za-z0-9._-]", "-", f"{game}__{preset}__s{seed}__{stamp}")
-        self.path = Path(run_dir) if run_dir else _unused(Path("runs") / safe)
+    def __init__(self, run_dir: str | Path, *, resumed: bool = False) -> None:
+        self.path = Path(run_dir)
         if (self.path / "config.toml").exists() and not resumed and not _never_ran(self.path):
             raise ValueError(f"run_dir={run_dir}: already holds a run; name a new folder or leave run_dir out")
         try:
@@ -98,8 +96,10 @@ def trim(path: Path, keep: Callable[[str], bool]) -> int:
     return len(lines) - len(kept)
 
 
-def _unused(path: Path) -> Path:
-    """Two runs started in one second get two folders."""
+def default_path(game: str, preset: str, seed: int, *, under: str = "runs") -> Path:
+    """`runs/{game}__{preset}__s{seed}__{time}`; two runs that start in one second get two folders."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = Path(under) / re.sub(r"[^A-Za-z0-9._-]", "-", f"{game}__{preset}__s{seed}__{stamp}")
     candidate, number = path, 2
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1

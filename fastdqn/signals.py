@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two groups, or that is answered for it.
+"""Ctrl-C, SIGTERM and a terminal that goes away as a request that the training loop answers between two groups, or that is answered for it.
 
 Python runs a signal's handler between two of its own instructions, so never while EnvPool's `recv` or a compiler holds
 the main thread. The kernel's handler, though, writes the signal's number into a pipe at once (`signal.set_wakeup_fd`),
@@ -13,11 +13,14 @@ import traceback
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_RESORT_SECONDS = 6.0  # for saving on behalf of a loop that does not answer
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM is remembered; a second one of either acts as it would have before.
+    """While active, the first SIGINT, SIGTERM or SIGHUP is remembered; a second one acts as it would have before.
+
+    SIGHUP comes when the terminal is closed or its connection drops; under nohup it is ignored, here too.
 
     Args:
         grace_seconds: how long the loop may take to ask `requested`. After that `on_ignored` is called in a thread of
@@ -44,11 +47,13 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """0, or 128 + the signal: 130 for SIGINT, 143 for SIGTERM."""
+        """0, or 128 + the signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._remember)
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -74,7 +79,7 @@ class StopRequest:
     def _watch(self, reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
-                if number[0] in (signal.SIGINT, signal.SIGTERM):
+                if number[0] in SIGNALS:
                     self._wait(number[0])
                     return
 
@@ -89,7 +94,10 @@ class StopRequest:
 
     def _end(self, number: int) -> None:
         threading.Timer(LAST_RESORT_SECONDS, os._exit, (128 + number,)).start()
-        if self.on_ignored is not None:
+        if self.on_ignored is None:
+            with contextlib.suppress(OSError):
+                os.write(2, b"interrupted before the first env step: nothing to save\n")
+        else:
             try:
                 self.on_ignored()
             except BaseException:

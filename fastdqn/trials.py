@@ -128,7 +128,7 @@ def _opened(path: Path) -> RunFolder:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            return RunFolder(str(path), game="", preset="", seed=0, resumed=True)
+            return RunFolder(path, resumed=True)
         except ValueError:
             if time.monotonic() > deadline:
                 raise

@@ -44,7 +44,8 @@ def assert_holds(loaded: checkpoint.Checkpoint, step: int) -> None:
 
 def save(root: Path, *steps: int) -> Path:
     for step in steps:
-        path = checkpoint.save(root, step, tensors_of(step), {"env_steps": step})
+        replay = {"frame": torch.full((5, 7), step % 256, dtype=torch.uint8)}
+        path = checkpoint.save(root, step, tensors_of(step), {"env_steps": step}, replay)
     return path
 
 
@@ -195,7 +196,7 @@ def test_other_files_beside_the_checkpoints_are_left_alone(root: Path) -> None:
 
 
 def files_of_a_checkpoint() -> list[str]:
-    return ["manifest.json", "model.safetensors", "random.safetensors", "state.json"]
+    return ["manifest.json", "model.safetensors", "random.safetensors", "replay.safetensors", "state.json"]
 
 
 @pytest.mark.parametrize("file", files_of_a_checkpoint())
@@ -388,6 +389,40 @@ def test_a_failing_system_call_leaves_the_older_ones_intact(root: Path, monkeypa
         assert_holds(checkpoint.load(root), loaded)
         failed += not saved
     assert failed >= 10
+
+
+def test_every_file_is_on_the_disk_before_the_name_is_and_the_name_before_the_save_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut takes what is only in the page cache; no kill shows that, so the calls are looked at."""
+    calls, fsync, rename = [], os.fsync, os.rename
+
+    def seen(descriptor: int) -> None:
+        calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "rename", lambda *names: (calls.append("rename"), rename(*names)))
+    save(tmp_path / "root", 1)
+    *files, folder, renamed, parent = calls
+    assert sorted(files) == files_of_a_checkpoint()
+    assert (folder, renamed, parent) == (".tmp_step_000000000001", "rename", "root")
+
+
+def test_what_the_disk_holds_is_read_back_before_an_older_one_is_removed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.large_tensors.write
+
+    def worn(path: Path, tensors: Any) -> Any:
+        line = write(path, tensors)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return line
+
+    monkeypatch.setattr(checkpoint.large_tensors, "write", worn)
+    with pytest.raises(CheckpointError, match=r"replay\.safetensors does not match its hash; older ones are intact"):
+        save(root, 3)
+    assert sorted(os.listdir(root)) == ["step_000000000001", "step_000000000002"]
 
 
 def test_an_interrupted_save_leaves_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,11 @@ def test_the_row_of_a_group_is_the_iqm_of_its_seeds_last_hundred_games(tmp_path:
 def test_overlapping_intervals_are_not_settled_and_separate_ones_are(tmp_path: Path, capsys) -> None:
     runs = seeds(tmp_path, "a", [1, 2, 3], n_step=1) + seeds(tmp_path, "b", [2, 3, 4], n_step=2)
     runs += seeds(tmp_path, "c", [11, 12, 13], n_step=3)
+    runs += seeds(tmp_path, "d", [4, 5, 6], n_step=4)  # begins where the one before ends
     notes = compare(capsys, *runs, "--group-by", "n_step")["notes"]
     assert "n_step 2 against n_step 1 on Catch: the difference is not settled, their intervals overlap" in notes
     assert "n_step 3 against n_step 1 on Catch: higher, their intervals do not overlap" in notes
+    assert "n_step 4 against n_step 2 on Catch: the difference is not settled, their intervals overlap" in notes
 
 
 def test_fewer_than_three_seeds_are_too_few_to_tell(tmp_path: Path, capsys) -> None:

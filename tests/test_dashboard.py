@@ -1,7 +1,11 @@
 """What a person sees, rendered at two widths and read back."""
 
 import io
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -25,16 +29,17 @@ EMPTY = Snapshot(
 
 def rendered(snapshot: Snapshot, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(panel(snapshot))
+    console.print(panel(snapshot, width))
     return console.export_text()
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_panel_shows_every_figure_within_its_width(width: int) -> None:
     text = rendered(SNAPSHOT, width)
+    figures = " ".join(text.replace("│", " ").split())  # a line may be broken
     for figure in ("12.3M/40.0M", "30.8%", "ETA 11m18s", "41.2k", "40.8k", "14.60", "1.93k", "0.0123", "1.831", "0.010",
                    "768.0k", "learn 79%", "3.1 GB", "Breakout-v5"):  # fmt: skip
-        assert figure in text
+        assert figure in figures
     assert max(map(len, text.splitlines())) <= width
 
 
@@ -126,3 +131,16 @@ def test_figures_are_short_and_unambiguous() -> None:
     ]
     assert [duration(value) for value in (42, 312, 3_720)] == ["42s", "5m12s", "1h02m"]
     assert clock(3_661) == "01:01:01"
+
+
+def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastdqn", "train", "--preset", "catch", "--no-compile", "--torch-threads", "1",
+               "--total-frames", "4k", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("fastdqn ")
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == 0, said
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+    assert said.count("nobody reads this run's output any more") == 1

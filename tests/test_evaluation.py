@@ -1,5 +1,6 @@
 """Evaluation: quotas instead of first finished, honest counts, the same observations as in training."""
 
+import itertools
 import json
 import shutil
 import tracemalloc
@@ -25,10 +26,12 @@ from fastdqn.evaluation import (
     Game,
     GameTally,
     bootstrap_interval,
+    envs_of,
     evaluate,
     play,
     protocol_of,
     quotas,
+    summarize,
 )
 from fastdqn.screens import Screen
 from fastdqn.trainer import train
@@ -89,6 +92,33 @@ def test_equal_seeds_give_equal_games_and_another_seed_other_games(breakout_run:
     one, two, other = (evaluate(breakout_run, episodes=4, epsilon=0.5, seed=seed) for seed in (1, 1, 2))
     assert one["length_mean"] == two["length_mean"] and one["score_mean"] == two["score_mean"]
     assert one["distinct_games"] == two["distinct_games"] == other["distinct_games"] == 4
+
+
+def test_the_games_of_an_evaluation_are_its_protocols_and_of_seeds_that_training_never_uses() -> None:
+    config, _ = replace(Config(), frame_skip=3, noop_max=7, sticky_actions=0.25).resolved()
+    for protocol, sticky, noops, cap in (
+        ("run", 0.25, 7, 36_000),
+        ("nature", 0.0, 30, 6_000),
+        ("sticky", 0.25, 30, 36_000),
+    ):
+        envs = envs_of(config, protocol_of(protocol, config), 2, 5, None)
+        asked = envs._pool.spec.config
+        assert (asked.repeat_action_probability, asked.noop_max, asked.frame_skip) == (sticky, noops, 3)
+        assert asked.max_episode_steps == envs.max_episode_steps == cap
+        assert list(asked.env_seed) == env_seeds(5, 0, "eval", 2) != env_seeds(5, 0, "train", 2)
+        envs.close()
+
+
+def test_the_figures_of_games_by_hand() -> None:
+    """Freeway: random play 0, a human 29.6."""
+    games = [Game(0, score, 1, False, bytes([i])) for i, score in enumerate((0.0, 1.0, 87.8))]
+    figures = summarize(games, "Freeway")
+    assert (figures["score_mean"], figures["score_median"]) == (pytest.approx(29.6), 1.0)
+    assert figures["human_normalized"] == pytest.approx(1.0)
+    scores = np.array([0.0, 1.0, 3.0, 7.0, 20.0])
+    every = [np.mean(drawn) for drawn in itertools.product(scores, repeat=5)]  # what the bootstrap draws from
+    assert bootstrap_interval(scores) == pytest.approx(np.percentile(every, [2.5, 97.5]), abs=0.41)
+    assert np.percentile(every, 95) < np.percentile(every, 97.5) - 0.41  # so that a 90 % interval would not do
 
 
 def test_games_that_repeat_are_said_to_repeat() -> None:

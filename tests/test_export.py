@@ -43,7 +43,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def leave_agent(folder: Path, config: Config, obs_shape: tuple[int, ...], num_actions: int) -> Path:
     """The folder of a run whose agent has random weights: what `train` leaves, without the training."""
     config, _ = config.resolved()
-    made = RunFolder(str(folder), game=config.name.game, preset=config.preset, seed=config.seed)
+    made = RunFolder(folder)
     made.describe(config.to_toml(), ["fastdqn", "train", "--preset", config.preset], hardware.environment())
     save_agent(folder, config, obs_shape, num_actions, step=2_000)
     return folder

@@ -67,6 +67,7 @@ def test_a_learning_run_that_was_stopped_is_resumed_after_every_other_stage_had_
     marks = tmp_path / "marks"
     mark = f"import pathlib, sys; pathlib.Path({str(marks)!r}).open('a').write(sys.argv[1]); "
     plan = [
+        Stage("too long for any of these calls", 100.0, [sys.executable, "-c", mark, "e"]),
         Stage("learn", 0.01, [sys.executable, "-c", mark + "sys.exit(143)", "a"], timed=True,
               resume=(sys.executable, "-c", mark + "sys.exit(0)", "b")),
         Stage("eval", 0.01, [sys.executable, "-c", mark, "d"], after="learn"),

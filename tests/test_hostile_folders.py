@@ -21,7 +21,7 @@ import torch
 from fastdqn import checkpoint
 from fastdqn.cli import main
 from fastdqn.config import load_preset
-from fastdqn.run_folder import RunFolder
+from fastdqn.run_folder import RunFolder, default_path
 from fastdqn.trainer import train
 
 TRAIN = [
@@ -129,7 +129,7 @@ def test_a_default_folder_stays_under_runs_whatever_game_and_preset_are_called(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = RunFolder("", game=name, preset=name, seed=1)
+    folder = RunFolder(default_path(name, name, 1))
     assert folder.path.parent == Path("runs") and folder.path.resolve().parent == tmp_path / "runs"
     folder.release()
 
@@ -309,8 +309,8 @@ def test_a_run_folder_in_use_by_another_process_is_refused_and_free_once_that_is
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time; from fastdqn.run_folder import RunFolder\n"
-         "held = [RunFolder(path, game='', preset='', seed=1, resumed=True) for path in sys.argv[1:]]\n"
+        [sys.executable, "-c", "import sys, time; from fastdqn.run_folder import RunFolder, default_path\n"
+         "held = [RunFolder(path, resumed=True) for path in sys.argv[1:]]\n"
          "print('held', flush=True); time.sleep(99)", str(run), str(tmp_path / "new")], stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -395,11 +395,44 @@ def test_a_polyak_target_follows_by_its_share_and_takes_the_buffers_whole() -> N
     network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
     learner = make_learner(network, polyak=0.25)
     target = [param.clone() for param in learner.target.parameters()]
+    vectors = [buffer.clone() for buffer in network.buffers()]
     learner.update(**random_batch((4, 84, 84), 3, 4))
+    moved = [not torch.equal(old, new) for old, new in zip(vectors, network.buffers(), strict=True)]
+    assert sum(moved) >= len(network.spectral_layers) > 0  # an update is a step of the power method
     for old, new, online in zip(target, learner.target.parameters(), network.parameters(), strict=True):
         assert torch.allclose(new, old + 0.25 * (online - old), atol=1e-7)
     for ours, theirs in zip(network.buffers(), learner.target.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_hard_update_takes_the_buffers_too() -> None:
+    network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
+    learner = make_learner(network)
+    for layer in network.spectral_layers:
+        layer.iterate()
+    pairs = list(zip(network.buffers(), learner.target.buffers(), strict=True))
+    assert not all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    learner.sync_target()
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_logged_figures_are_the_means_of_the_updates_since_the_last_reading() -> None:
+    torch.manual_seed(0)
+    learner = make_learner(QNetwork((5,), 3, encoder="mlp", hidden_size=8))
+    learner.update(**vector_batch(1))
+    learner.read_metrics()
+    losses, values, norms = [], [], []
+    for seed in (2, 3):
+        batch = vector_batch(seed)
+        (*grads, loss, value), size = learner.gradients(**batch)
+        losses.append(float(loss))
+        values.append(float(learner.online(batch["obs"]).gather(1, batch["action"].unsqueeze(1)).mean().detach()))
+        norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+        learner.step([*grads, loss, value], size)
+    means, *refused = learner.read_metrics()
+    expected = {"losses/td_loss": losses, "losses/q_values": values, "losses/grad_norm": norms}
+    assert means == {name: pytest.approx(sum(two) / 2, rel=1e-5) for name, two in expected.items()}
+    assert refused == [0, 0]
 
 
 def test_rmsprop_steps_as_its_equation_says() -> None:

@@ -208,6 +208,8 @@ def tree(root: Path, cgroup: str, mounts: str, groups: dict[str, tuple[str, int,
 
 
 UNLIMITED = "9223372036854771712"
+# one mount for two controllers, as most machines of version 1 have it
+V1_BOTH = "37 31 0:34 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
 V1_LINES = "9:name=systemd:/\n4:memory:/batch/job-7\n1:cpu:/batch\n"
 
 
@@ -259,6 +261,12 @@ def test_a_machine_without_proc_has_no_limit_to_be_seen(tmp_path: Path) -> None:
         ("0::/a/b\n", V2_MOUNT.format(seen="/"), {"a/cpu.max": "300000 100000", "a/b/cpu.max": "50000 25000"}, 2.0),
         ("0::/\n", V2_MOUNT.format(seen="/"), {"cpu.max": "max 100000"}, None),
         (V1_LINES, "", {"cpu/batch/cpu.cfs_quota_us": "400000", "cpu/batch/cpu.cfs_period_us": "100000"}, 4.0),
+        (
+            "3:cpu,cpuacct:/batch\n",
+            V1_BOTH,
+            {"cpu,cpuacct/batch/cpu.cfs_quota_us": "400000", "cpu,cpuacct/batch/cpu.cfs_period_us": "200000"},
+            2.0,
+        ),
         (V1_LINES, "", {"cpu/batch/cpu.cfs_quota_us": "-1", "cpu/batch/cpu.cfs_period_us": "100000"}, None),
         (V1_LINES, "", {"cpu/other/cpu.cfs_quota_us": "400000", "cpu/other/cpu.cfs_period_us": "100000"}, None),
     ],

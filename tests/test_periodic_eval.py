@@ -38,7 +38,7 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
     from fastdqn.checkpoint import Checkpoint
     from fastdqn.evaluation import _keep_best
 
-    for step, score, kept in ((1, 5.0, 1), (2, 3.0, 1), (3, 5.5, 3), (4, -1.0, 3)):
+    for step, score, kept in ((1, 5.0, 1), (2, 3.0, 1), (3, 5.5, 3), (4, -1.0, 3), (5, 5.5, 5)):
         saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
         _keep_best(saved, score, tmp_path / "best")
         assert checkpoint.load(tmp_path / "best").step == kept

@@ -117,6 +117,7 @@ def test_a_request_is_remembered_answered_and_leaves_the_handlers_as_they_were()
     with StopRequest(grace_seconds=0.2) as stop:
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process at once
         assert stop.requested and stop.exit_code == 143
         time.sleep(0.5)  # beyond the grace: nothing ends the process
     assert signal.getsignal(signal.SIGTERM) == before and signal.set_wakeup_fd(-1) == -1
@@ -133,3 +134,41 @@ def test_a_loop_that_shows_life_or_saves_is_waited_for_and_a_stuck_one_is_not(mo
     started = time.monotonic()
     stop._wait(signal.SIGTERM)
     assert ended == [signal.SIGTERM] and time.monotonic() - started > 0.35  # life, a save, after it, and the end
+
+
+HANGING = """
+import os, signal, threading, time
+from fastdqn import signals
+signals.LAST_RESORT_SECONDS = 0.5
+with signals.StopRequest(grace_seconds=0.1) as stop:
+    stop.on_ignored = threading.Event().wait
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_a_save_that_hangs_does_not_keep_the_process() -> None:
+    assert subprocess.run([sys.executable, "-c", HANGING], timeout=30).returncode == 143
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_away_ends_a_run_saved_unless_nohup_said_otherwise(ignored: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "fastdqn", "train", "--preset", "catch", "--no-compile", "--torch-threads", "1",
+               "--total-frames", "100M", "--run-dir", str(run)]  # fmt: skip
+    process = subprocess.Popen(
+        [*(["nohup"] if ignored else []), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    rows = len((run / "metrics.jsonl").read_text().splitlines())
+    process.send_signal(signal.SIGHUP)
+    if ignored:
+        while len((run / "metrics.jsonl").read_text().splitlines()) < rows + 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == (143 if ignored else 129)
+    assert checkpoint.load(run / "checkpoints").step > 0

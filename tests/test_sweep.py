@@ -193,7 +193,7 @@ def test_a_node_without_the_sweeps_disk_and_a_folder_in_use_are_told(tmp_path: P
     ending = trials.run(failing(tmp_path / "run"), tmp_path / "out" / ".sweep-1")
     assert ending.code == trials.WRONG_USAGE and f"does not see {tmp_path}/out: name an --out" in ending.why
     monkeypatch.setattr(trials, "LOCK_SECONDS", 0.0)
-    held = RunFolder(str(tmp_path / "run"), game="", preset="", seed=0)
+    held = RunFolder(tmp_path / "run")
     assert trials.run(failing(tmp_path / "run"), tmp_path) == (1, f"run_dir={tmp_path}/run: in use by process {os.getpid()}; end it first")  # fmt: skip
     held.release()
 

@@ -38,10 +38,12 @@ class Flags:
 
 def main(flags: Flags) -> int:
     from fastdqn import runs
+
+    run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
     from fastdqn.evaluation import evaluate
 
     result = evaluate(
-        runs.find(flags.run),
+        run,
         episodes=flags.episodes,
         epsilon=flags.epsilon,
         protocol=flags.protocol,

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastdqn.config import Config
 from fastdqn.profiling import Verdict, capture
 from fastdqn.run import Run
+from fastdqn.run_folder import default_path
 from fastdqn.trainer import no_garbage_collection, step_group
 
 WARM_GROUPS = 30  # groups with learning under way before the capture
@@ -19,7 +20,8 @@ def run(config: Config, command: Sequence[str]) -> tuple[Path, Verdict]:
     Returns the folder with trace.json.gz, kernels.txt, verdict.md (and memory.snapshot on CUDA), and the verdict.
     """
     rows = config.num_envs * (config.frame_stack + config.n_step + 1)
-    run = Run(replace(config, learning_starts=rows), command)
+    folder = config.run_dir or str(default_path(config.name.game, config.preset, config.seed, under="profiles"))
+    run = Run(replace(config, learning_starts=rows, run_dir=folder, eval_period_frames=0, track="off"), command)
     out = run.folder.path / "profile"
     run.envs.start()
     with no_garbage_collection(), run:
@@ -27,6 +29,7 @@ def run(config: Config, command: Sequence[str]) -> tuple[Path, Verdict]:
             step_group(run)
         for _ in range(WARM_GROUPS):
             step_group(run)
+        run.dashboard.mode = "quiet"  # it ends without the words of a training run
         verdict = capture(lambda: step_group(run), out, run.device, run.phase.seconds)
     shutil.rmtree(run.folder.checkpoints)  # an agent of a few updates is no result
     return out, verdict

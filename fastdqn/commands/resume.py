@@ -26,10 +26,12 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import checkpoint, runs
+    from fastdqn import runs
+
+    folder = runs.find(flags.run)  # a mistyped name is told before torch is loaded
+    from fastdqn import checkpoint
     from fastdqn.trainer import train
 
-    folder = runs.find(flags.run)
     config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
     saved = checkpoint.load(folder / "checkpoints")
     if missing := [name for name in NEEDED if name not in saved.state]:
