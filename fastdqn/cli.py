@@ -32,7 +32,7 @@ USAGE = (
     "usage: fastdqn COMMAND [flags]\n\ncommands:\n"
     + "".join(f"  {name:9}{words:34}{example}\n" for name, (words, example) in COMMANDS.items())
     + "\nfastdqn COMMAND --help lists its flags. Exit codes: 0 done, 1 failed, 2 wrong usage, "
-    "130/143 interrupted and saved.\n"
+    "130/143/129 interrupted and saved.\n"
 )
 
 
