@@ -145,29 +145,8 @@ def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def play(
-    network: torch.nn.Module,
-    envs: VectorEnv,
-    quota_N: np.ndarray,
-    *,
-    frame_stack: int,
-    epsilon: float,
-    fire_after_life_loss: bool,
-    seed: int,
-    device: torch.device,
-    screen: Screen | None,
-) -> list[Game]:
+def play(player: Player, envs: VectorEnv, quota_N: np.ndarray) -> list[Game]:
     """Plays until every env has filled its quota; later games of an env do not count."""
-    player = Player(
-        network,
-        envs,
-        frame_stack=frame_stack,
-        epsilon=epsilon,
-        fire_after_life_loss=fire_after_life_loss,
-        seed=seed,
-        device=device,
-        screen=screen,
-    )
     tally = GameTally(quota_N)
     envs.start()
     while True:
@@ -211,34 +190,18 @@ def evaluate(
         UsageError: no such run, or a value that cannot be.
         CheckpointError: the run holds no checkpoint that can be trusted, or not one of the network it describes.
     """
-    config = config_of(run)
-    rules = protocol_of(protocol, config, epsilon)
     if not 1 <= episodes <= 100_000:
         raise UsageError(f"episodes={episodes}: give a number from 1 to 100000")
     if not 0 <= num_envs <= 4096:
         raise UsageError(f"num_envs={num_envs}: give a number from 1 to 4096, or 0 for one per game up to 64")
     if not 0 <= threads <= 1024:
         raise UsageError(f"threads={threads}: give a number from 1 to 1024, or 0 for all cores")
-    where = resolve_device(device)
-    saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
-    num_envs = min(num_envs or 64, episodes)
-    screen = make_screen(config, where)
     started = time.perf_counter()
-    if threads > 0:
-        torch.set_num_threads(threads)
-    envs = envs_of(config, rules, num_envs, seed, screen, threads)
+    num_envs = min(num_envs or 64, episodes)
+    agent = set_up(run, num_envs, seed, which=which, protocol=protocol, epsilon=epsilon, device=device, threads=threads)
+    config, rules, saved, envs = agent.config, agent.rules, agent.saved, agent.envs
     try:
-        games = play(
-            network_of(saved, config, envs, screen).to(where),
-            envs,
-            quotas(episodes, num_envs),
-            frame_stack=config.frame_stack,
-            epsilon=rules.epsilon,
-            fire_after_life_loss=rules.fire_after_life_loss,
-            seed=seed,
-            device=where,
-            screen=screen,
-        )
+        games = play(agent.player, envs, quotas(episodes, num_envs))
     finally:
         envs.close()
     result = {
@@ -257,7 +220,7 @@ def evaluate(
         "checkpoint_step": saved.step,
         "frames": saved.state.get("frames", saved.step * config.action_repeat),
         "wall_seconds": time.perf_counter() - started,
-        "device": where.type,
+        "device": agent.device.type,
         **hardware.environment(),
     }
     settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__n{num_envs}__s{seed}"  # another setting is another result
@@ -291,18 +254,46 @@ def config_of(run: Path) -> Config:
     return Config.load(run / "config.toml").resolved(loaded=True)[0]
 
 
-def envs_of(
-    config: Config,
-    rules: Protocol,
+class Agent(NamedTuple):
+    """A trained agent and its games, ready to be played. `envs` are the caller's to close."""
+
+    config: Config
+    rules: Protocol
+    saved: Checkpoint
+    screen: Screen | None
+    envs: VectorEnv
+    network: QNetwork
+    player: Player
+    device: torch.device
+
+
+def set_up(
+    run: Path,
     num_envs: int,
     seed: int,
-    screen: Screen | None,
-    threads: int = 0,
     *,
+    which: str = "newest",
+    protocol: str = "run",
+    epsilon: float | None = None,
+    device: str = "auto",
+    threads: int = 0,
     render: bool = False,
-) -> VectorEnv:
-    """The games of an evaluation: of its own seeds, synchronous; `render` as in `VectorEnv`."""
-    return VectorEnv(
+) -> Agent:
+    """The agent of a checkpoint of `run`, and games of its own seeds, synchronous; arguments as of `evaluate`.
+
+    The network computes in full float32. `render` as in `VectorEnv`.
+    """
+    config = config_of(run)
+    rules = protocol_of(protocol, config, epsilon)
+    where = resolve_device(device)
+    if which == "best" and not (run / "best").exists():
+        raise UsageError("checkpoint=best: this run kept none; `fastdqn eval --keep-best` or --eval-period-frames does")
+    saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
+    screen = make_screen(config, where)
+    if threads > 0:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
+    envs = VectorEnv(
         config.env,
         **({} if screen is None else screen.asked()),
         num_envs=num_envs,
@@ -317,10 +308,26 @@ def envs_of(
         num_threads=threads,
         render=render,
     )
+    try:
+        network = network_of(saved, config, envs, screen).to(where)
+        player = Player(
+            network,
+            envs,
+            frame_stack=config.frame_stack,
+            epsilon=rules.epsilon,
+            fire_after_life_loss=rules.fire_after_life_loss,
+            seed=seed,
+            device=where,
+            screen=screen,
+        )
+    except BaseException:
+        envs.close()
+        raise
+    return Agent(config, rules, saved, screen, envs, network, player, where)
 
 
 def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
-    """The trained network, on the CPU, to be run in full float32.
+    """The trained network, on the CPU.
 
     Raises:
         CheckpointError: it is not the one that the config describes.
@@ -332,7 +339,6 @@ def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scree
             f"{saved.path}: trained on observations {trained[0]} with {trained[1]} actions, config.toml describes "
             f"{obs_shape} with {envs.num_actions}; restore the config.toml of this run"
         )
-    torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
     network = make_network(config, obs_shape, envs.num_actions)
     try:
         network.load_state_dict(saved.tensors["model"])

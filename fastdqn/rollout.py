@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastdqn import checkpoint, runs
+from fastdqn import runs
 from fastdqn.errors import UsageError
-from fastdqn.evaluation import GameTally, config_of, envs_of, network_of, protocol_of, quotas
-from fastdqn.parts import make_screen, resolve_device
-from fastdqn.player import Player
+from fastdqn.evaluation import GameTally, quotas, set_up
 
 
 class Scene(NamedTuple):
@@ -57,33 +55,15 @@ class Rollout:
         device: str = "auto",
         which: str = "newest",
     ) -> None:
-        self.run = runs.find(run)
-        config = config_of(self.run)
-        rules = protocol_of(protocol, config, epsilon)
         if episodes != 0 and not num_envs <= episodes <= 100_000:
             raise UsageError(f"episodes={episodes}: give a number from {num_envs} to 100000, or 0 for one of each game")
-        self.protocol, self.seed, self.epsilon = protocol, seed, rules.epsilon
-        self.episodes = episodes or num_envs
-        where = resolve_device(device)
-        screen = make_screen(config, where)
-        self._saved = checkpoint.load(self.run / ("best" if which == "best" else "checkpoints"))
-        self.trained_frames: int = self._saved.state.get("frames", self._saved.step * config.action_repeat)
-        self._envs = envs_of(config, rules, num_envs, seed, screen, render=True)
+        self.run, self.protocol, self.seed, self.episodes = runs.find(run), protocol, seed, episodes or num_envs
+        agent = set_up(
+            self.run, num_envs, seed, which=which, protocol=protocol, epsilon=epsilon, device=device, render=True
+        )
+        self.epsilon, self._saved, self._envs, self._player = agent.rules.epsilon, agent.saved, agent.envs, agent.player
+        self.trained_frames: int = self._saved.state.get("frames", self._saved.step * agent.config.action_repeat)
         self.env, self.steps_per_second = self._envs.env, self._envs.steps_per_second or 0.0
-        try:
-            self._player = Player(
-                network_of(self._saved, config, self._envs, screen).to(where),
-                self._envs,
-                frame_stack=config.frame_stack,
-                epsilon=self.epsilon,
-                fire_after_life_loss=rules.fire_after_life_loss,
-                seed=seed,
-                device=where,
-                screen=screen,
-            )
-        except BaseException:
-            self._envs.close()
-            raise
         self.tally = GameTally(quotas(self.episodes, num_envs))
         self.steps = 0  # scenes so far
 

@@ -26,13 +26,14 @@ from fastdqn.evaluation import (
     Game,
     GameTally,
     bootstrap_interval,
-    envs_of,
     evaluate,
     play,
     protocol_of,
     quotas,
+    set_up,
     summarize,
 )
+from fastdqn.player import Player
 from fastdqn.screens import Screen
 from fastdqn.trainer import train
 
@@ -94,14 +95,19 @@ def test_equal_seeds_give_equal_games_and_another_seed_other_games(breakout_run:
     assert one["distinct_games"] == two["distinct_games"] == other["distinct_games"] == 4
 
 
-def test_the_games_of_an_evaluation_are_its_protocols_and_of_seeds_that_training_never_uses() -> None:
-    config, _ = replace(Config(), frame_skip=3, noop_max=7, sticky_actions=0.25).resolved()
+def test_the_games_of_an_evaluation_are_its_protocols_and_of_seeds_that_training_never_uses(
+    breakout_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(breakout_run, tmp_path / "run")
+    config = Config.load(breakout_run / "config.toml")
+    changed = replace(config, frame_skip=3, noop_max=7, sticky_actions=0.25, max_episode_steps=36_000)
+    (tmp_path / "run" / "config.toml").write_text(changed.to_toml())
     for protocol, sticky, noops, cap in (
         ("run", 0.25, 7, 36_000),
         ("nature", 0.0, 30, 6_000),
         ("sticky", 0.25, 30, 36_000),
     ):
-        envs = envs_of(config, protocol_of(protocol, config), 2, 5, None)
+        envs = set_up(tmp_path / "run", 2, 5, protocol=protocol).envs
         asked = envs._pool.spec.config
         assert (asked.repeat_action_probability, asked.noop_max, asked.frame_skip) == (sticky, noops, 3)
         assert asked.max_episode_steps == envs.max_episode_steps == cap
@@ -197,9 +203,9 @@ def recorded_play(quota: list[int], *, cap: int, fire: bool) -> tuple[RecordedEn
         "Breakout", num_envs=len(quota), seed=3, role="eval", synchronous=True, max_episode_steps=cap, num_threads=2
     )
     network = RecordedNetwork(envs.num_actions)
-    games = play(network, envs, np.array(quota), frame_stack=4, epsilon=0.9, fire_after_life_loss=fire, seed=3,
-                 device=torch.device("cpu"), screen=Screen((84, 84), True, (84, 84), None, ""))  # fmt: skip
-    return envs, network, games
+    player = Player(network, envs, frame_stack=4, epsilon=0.9, fire_after_life_loss=fire, seed=3,
+                    device=torch.device("cpu"), screen=Screen((84, 84), True, (84, 84), None, ""))  # fmt: skip
+    return envs, network, play(player, envs, np.array(quota))
 
 
 def test_the_network_sees_what_envpool_itself_would_have_stacked() -> None:

@@ -18,7 +18,7 @@ from fastdqn import checkpoint, hardware, parts
 from fastdqn.cli import main
 from fastdqn.commands import export
 from fastdqn.config import Config, load_preset
-from fastdqn.evaluation import envs_of, evaluate, protocol_of
+from fastdqn.evaluation import evaluate, set_up
 from fastdqn.networks import QNetwork
 from fastdqn.run_folder import RunFolder
 from fastdqn.trainer import train
@@ -73,13 +73,9 @@ def breakout_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def screens() -> Tensor:
+def screens(breakout_run: Path) -> Tensor:
     """32 observations of real Breakout. uint8 [32, 4, 84, 84]"""
-    config, _ = replace(Config(), hidden_size=16).resolved()
-    screen = parts.make_screen(config, torch.device("cpu"))
-    envs = envs_of(config, protocol_of("run", config), export.NUM_ENVS, 1, screen)
-    network = parts.make_network(config, (4, 84, 84), 4)
-    return export.observe(network, envs, config, screen, seed=1)[31::32]
+    return export.observe(set_up(breakout_run, export.NUM_ENVS, 1, epsilon=0.25, device="cpu"))[31::32]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -208,7 +204,7 @@ def test_of_a_run_that_is_being_written_the_newest_whole_checkpoint_is_exported(
         (["runs/Catch__catch__s2"], "error: run=runs/Catch__catch__s2: holds no run (no config.toml); did you mean Catch__"),
         (["Catch__catch__s1", "-o", "agent.onnx"], "error: output=agent.onnx: a file of --format pt2 ends in .pt2"),
         (["Catch__catch__s1", "-o", "file/agent.pt2"], "error: output=file/agent.pt2: "),
-        (["Catch__catch__s1", "--checkpoint", "best"], "best: holds no checkpoint"),
+        (["Catch__catch__s1", "--checkpoint", "best"], "checkpoint=best: this run kept none"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_one_line_with_the_remedy(

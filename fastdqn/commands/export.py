@@ -24,9 +24,8 @@ from fastdqn.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastdqn.envs import VectorEnv
+    from fastdqn.evaluation import Agent
     from fastdqn.networks import QNetwork
-    from fastdqn.screens import Screen
 
 OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25
 BATCH = 64
@@ -80,19 +79,15 @@ class Comparison(NamedTuple):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import checkpoint, runs
+    from fastdqn import runs
     from fastdqn.commands import model_card
-    from fastdqn.evaluation import config_of, envs_of, network_of, protocol_of
-    from fastdqn.parts import make_screen, resolve_device
+    from fastdqn.evaluation import set_up
 
     run = runs.find(flags.run)
-    config = config_of(run)
-    saved = checkpoint.load(run / ("best" if flags.checkpoint == "best" else "checkpoints"))
+    agent = set_up(run, NUM_ENVS, flags.seed, which=flags.checkpoint, epsilon=EPSILON, device="cpu")
+    config, saved, envs, network = agent.config, agent.saved, agent.envs, agent.network
     path = destination(flags, run / "export" / f"{saved.path.name}.{flags.format}")
-    screen = make_screen(config, resolve_device("cpu"))
-    envs = envs_of(config, protocol_of("run", config), NUM_ENVS, flags.seed, screen)
-    network = network_of(saved, config, envs, screen)
-    obs = observe(network, envs, config, screen, flags.seed)
+    obs = observe(agent)
     described = {
         "env": envs.env,
         "obs_shape": list(obs.shape[1:]),
@@ -142,32 +137,21 @@ def destination(flags: Flags, default: Path) -> Path:
     return path
 
 
-def observe(network: "QNetwork", envs: "VectorEnv", config: Config, screen: "Screen | None", seed: int) -> "Tensor":
+def observe(agent: "Agent") -> "Tensor":
     """What the agent sees in the first steps of its games, one action in four random. uint8 [O, S, H, W] or float32 [O, D]
 
-    Closes `envs`.
+    Closes its games.
     """
     import torch
 
-    from fastdqn.player import Player
-
-    player = Player(
-        network,
-        envs,
-        frame_stack=config.frame_stack,
-        epsilon=EPSILON,
-        fire_after_life_loss=config.fire_after_life_loss != "off",
-        seed=seed,
-        device=torch.device("cpu"),
-        screen=screen,
-    )
+    envs = agent.envs
     seen: list[Tensor] = []
-    watching = network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    watching = agent.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         envs.start()
         while len(seen) * NUM_ENVS < OBSERVATIONS:
             step = envs.recv()
-            action, _ = player.act(step)
+            action, _ = agent.player.act(step)
             envs.send(action, step.env_id)
     finally:
         watching.remove()
