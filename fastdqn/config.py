@@ -244,7 +244,9 @@ class Config:
     def _too_short(self) -> list[str]:
         """What the run ends before, in words."""
         end = self.total_env_steps
-        if self.replay_ratio > 0 and self.learning_starts >= end:
+        if self.replay_ratio == 0:
+            return []
+        if self.learning_starts >= end:
             return [
                 f"learning_starts {self.learning_starts:,}: the run ends at env step {end:,} and learns nothing; give it "
                 "more --total-frames, or a lower --learning-starts"

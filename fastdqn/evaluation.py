@@ -226,7 +226,7 @@ def evaluate(
     settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__n{num_envs}__s{seed}"  # another setting is another result
     _store(result, run / "eval" / f"{saved.path.name}__{settings}.json")
     if keep_best:  # last: where best/ cannot be written, the result is kept
-        _keep_best(saved, result["score_mean"], run / "best")
+        result["kept"] = _keep_best(saved, result["score_mean"], run / "best")
     return result
 
 
@@ -350,13 +350,14 @@ def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scree
     return network.eval()
 
 
-def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> None:
-    """Copies the checkpoint to `root`, with its score, if it beats what is there."""
+def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
+    """Copies the checkpoint to `root`, with its score, unless what is there was scored higher. Returns whether."""
     if checkpoint.checkpoints(root):
         best = checkpoint.load(root)
         if best.state.get("eval_score_mean", -np.inf) > score_mean:
-            return
+            return False
     checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
+    return True
 
 
 def _store(result: dict[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdqn import __version__
 from fastdqn.arguments import expand_counts, preset_of, train_config
 from fastdqn.checkpoint import load
 from fastdqn.cli import main
@@ -35,6 +36,31 @@ def test_no_command_and_help_print_the_commands(capsys: pytest.CaptureFixture) -
     assert main(["--help"]) == 0
     assert main([]) == 2
     assert "train" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastdqn {__version__}\n"
+
+
+def test_ctrl_c_where_nothing_has_to_be_saved_is_one_word_and_130(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, threading\n"
+        "from fastdqn import evaluation\n"
+        "from fastdqn.cli import main\n"
+        "evaluation.set_up = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.exit(main(['eval', sys.argv[1]]))"
+    )
+    (tmp_path / "config.toml").write_text("")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
+    for command in ("eval", "resume"):
+        script = f"import sys; from fastdqn.cli import main; main(['{command}', 'nothing']); assert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0 and "holds no run" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,24 @@ def test_a_run_made_with_what_has_no_effect_can_still_be_read(tmp_path: Path) ->
         (tmp_path / "config.toml").write_text(config.to_toml())
         assert Config.load(tmp_path / "config.toml") == config
         assert any(name in note for note in config.resolved(loaded=True)[1] for name in changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"total_frames": 80_000}, "learning_starts 20,000: the run ends at env step 20,000 and learns nothing"),
+        ({"total_frames": 580_000}, "the run ends before epsilon has fallen, at 0.50"),
+        ({"total_frames": 580_000, "noisy": True}, ""),
+        ({"total_frames": 80_000, "replay_ratio": 0.0}, ""),
+        ({"total_frames": 1_080_000}, ""),
+    ],
+)
+def test_a_run_too_short_for_what_it_asks_for_is_told(changes: dict[str, Any], said: str) -> None:
+    """learning_starts 20,000 and 250,000 env steps of decay, 4 frames to a step."""
+    notes = [note for note in replace(Config(), epsilon_end=0.0, **changes).resolved()[1] if "the run ends" in note]
+    assert (said in notes[0] and "--total-frames" in notes[0]) if said else notes == []
+
+
+@pytest.mark.parametrize(("frame_skip", "cap"), [(1, 108_000), (4, 27_000), (5, 21_600)])
+def test_a_game_is_cut_after_half_an_hour_of_play_at_every_frame_skip(frame_skip: int, cap: int) -> None:
+    assert replace(Config(), frame_skip=frame_skip).resolved()[0].max_episode_steps == cap

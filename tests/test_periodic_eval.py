@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
 from fastdqn.commands import eval as eval_command
@@ -40,7 +42,7 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
 
     for step, score, kept in ((1, 5.0, 1), (2, 3.0, 1), (3, 5.5, 3), (4, -1.0, 3), (5, 5.5, 5)):
         saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
-        _keep_best(saved, score, tmp_path / "best")
+        assert _keep_best(saved, score, tmp_path / "best") == (kept == step)
         assert checkpoint.load(tmp_path / "best").step == kept
 
 
@@ -87,3 +89,15 @@ def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path)
         assert run.periodic_eval.running
         process = run.periodic_eval._process
     assert process is not None and process.returncode is not None
+
+
+def test_waiting_for_the_last_evaluation_is_no_training_time(tmp_path: Path) -> None:
+    config = replace(
+        load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", torch_threads=1, eval_episodes=1,
+        eval_period_frames=10**9, run_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    summary = train(config).summary
+    (result,) = runs.evaluations(tmp_path / "run")
+    last = runs.metrics(tmp_path / "run")[-1]
+    assert last["eval/step"] == result["checkpoint_step"] == summary["env_steps"]
+    assert last["wall_seconds"] == pytest.approx(summary["wall_seconds"], abs=1e-3)  # it took longer to start Python

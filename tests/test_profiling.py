@@ -74,3 +74,16 @@ def test_profile_is_a_command_and_names_the_limit(tmp_path: Path, capsys: pytest
     # no sync of ours, which would name its line; on a CPU the fused optimiser reads its step counters
     assert {call for call, _, _ in summary["waits"]} <= {"aten::_local_scalar_dense"}
     assert not [place for _, place, _ in summary["waits"] if "fastdqn/" in place and "learner.py" not in place]
+
+
+def test_a_profile_is_no_run_beside_the_runs_and_evaluates_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["profile", "--preset", "catch", "--no-compile", "--torch-threads", "1", "--eval-period-frames", "100"]
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr()
+    (folder,) = (tmp_path / "profiles").iterdir()
+    assert not (tmp_path / "runs").exists() and not list((folder / "eval").iterdir())
+    assert f"profile: profiles/{folder.name}/profile" in printed.err
+    assert "interrupted" not in printed.out + printed.err

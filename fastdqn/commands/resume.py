@@ -38,7 +38,8 @@ def main(flags: Flags) -> int:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
     if saved.state["env_steps"] >= config.total_env_steps:
         raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
-    result = train(config, ["fastdqn", "resume", flags.run], saved)
+    given = ["fastdqn", "resume", flags.run, "--ui", flags.ui, *(["--json"] if flags.json else [])]
+    result = train(config, given, saved)
     if flags.json and result.first_rank:
         print(json.dumps(result.summary))
     return result.exit_code
