@@ -31,6 +31,7 @@ from fastdqn.envs import VectorEnv
 from fastdqn.memory import keep_freed_memory
 from fastdqn.metrics import resident_bytes
 from fastdqn.trainer import train
+from fastdqn.units import size
 
 BESIDE = ("compilers", "evaluation")  # processes of their own
 MARGIN = 0.15
@@ -135,10 +136,10 @@ def main() -> int:
     runs = [] if flags.only == "games" else [in_process("run", name, cold=flags.cold) for name in RUNS]
     for run in runs:
         run["held"] = run["measured"] <= run["predicted"] <= (1 + MARGIN) * run["measured"]
-        words = ", ".join(f"{part} {footprint.size(nbytes)}" for part, nbytes in run["parts"].items())
-        print(f"{run['run']:10} predicted {footprint.size(run['predicted'])}, measured {footprint.size(run['measured'])}"
+        words = ", ".join(f"{part} {size(nbytes)}" for part, nbytes in run["parts"].items())
+        print(f"{run['run']:10} predicted {size(run['predicted'])}, measured {size(run['measured'])}"
               f" ({run['predicted'] / run['measured'] - 1:+.1%}) {'held' if run['held'] else 'NOT HELD'}: "
-              f"{footprint.size(run['before'])} before, {words}", flush=True)  # fmt: skip
+              f"{size(run['before'])} before, {words}", flush=True)  # fmt: skip
     games = [] if flags.only == "runs" else [in_process("games", *case) for case in GAMES]
     for row in games:
         print(

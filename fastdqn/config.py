@@ -4,6 +4,7 @@ Units: an env step is one decision of one env, a frame is an emulator frame (4 p
 """
 
 import difflib
+import json
 import re
 import reprlib
 import sys
@@ -499,6 +500,5 @@ def _toml(value: bool | int | float | str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in value)
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one that TOML escapes besides
     return repr(value)  # repr of a float reads back exactly

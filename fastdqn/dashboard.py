@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn.metrics import Snapshot
+from fastdqn.units import clock, count, duration, number
 
 
 class Dashboard:
@@ -154,29 +155,3 @@ def panel(s: Snapshot, width: int) -> Panel:
     return Panel(
         Group(progress, figures, footer), title=title, subtitle="score: mean of the last 100 games", padding=(0, 1)
     )
-
-
-def count(value: float) -> str:
-    """1234 -> 1.23k, 12300000 -> 12.3M; whole numbers below 1,000 as they are."""
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            scaled = value / limit
-            return f"{scaled:.{2 if abs(scaled) < 10 else 1}f}{suffix}"
-    return f"{value:.0f}"
-
-
-def number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
-
-
-def duration(seconds: float) -> str:
-    """3720 -> 1h02m, 312 -> 5m12s, 42 -> 42s."""
-    whole = int(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

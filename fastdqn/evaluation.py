@@ -26,6 +26,7 @@ from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_network, make_screen, resolve_device
 from fastdqn.player import Player
+from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
 
 BOOTSTRAP_RESAMPLES = 10_000
@@ -361,11 +362,9 @@ def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
 
 
 def _store(result: dict[str, Any], path: Path) -> None:
-    """Replaces the file in one step. Games that were played are not thrown away because a folder is read-only."""
-    temporary = path.with_name(f".{path.name}")
+    """Games that were played are not thrown away because a folder is read-only: that is a warning."""
     try:
         path.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(path)
+        replace_text(path, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         print(f"warning: result not saved as {path}: {error.strerror}", file=sys.stderr)

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdqn.networks import QNetwork
+from fastdqn.units import size
 
 GAME_BYTES, TASK_BYTES, SCREENS = 850_000, 200_000, 18  # of an Atari game, of another task; observations of an env
 COMPILE_BYTES, EAGER_BYTES = 150_000_000, 50_000_000  # modules, traces, kernels; without torch.compile modules alone
@@ -105,13 +106,6 @@ def describe(table: list[Need]) -> str:
     """The parts in one line, largest first: "ring 7.06 GB, compilers 400 MB, ..."."""
     ordered = sorted(table, key=lambda need: -need.nbytes)
     return ", ".join(f"{need.part} {size(need.nbytes)}" for need in ordered)
-
-
-def size(nbytes: int) -> str:
-    """7064000512 -> 7.06 GB, 92000000 -> 92 MB, 300000 -> 0.3 MB."""
-    if nbytes >= 1e9:
-        return f"{nbytes / 1e9:.2f} GB"
-    return f"{nbytes / 1e6:.0f} MB" if nbytes >= 1e7 else f"{nbytes / 1e6:.1f} MB"
 
 
 def forward_bytes(network: QNetwork, obs_shape: tuple[int, ...]) -> int:

@@ -115,13 +115,9 @@ class QNetwork(nn.Module):
         self.embedding = Linear(COSINES, features) if head == "iqn" else None
         self._tau_key = rng.role_key(seed, "tau")
         self.register_buffer("atoms", torch.linspace(-value_limit, value_limit, num_atoms), persistent=False)
-        self.register_buffer(
-            "midpoints", (torch.arange(num_quantiles) + 0.5).view(1, -1) / num_quantiles, persistent=False
-        )
         self.spectral_layers = [layer for layer in self.modules() if isinstance(layer, SpectralConv2d)]
 
     atoms: Tensor  # float32 [K]
-    midpoints: Tensor  # float32 [1, K], the fractions that quantiles at fixed places stand for
 
     def forward(self, obs: Tensor, draw: Tensor | None = None) -> Tensor:
         """Q(s, .) to act on. uint8 [B, stack, H, W] or float32 [B, D] -> float32 [B, A]"""
@@ -145,7 +141,7 @@ class QNetwork(nn.Module):
             angles = math.pi * torch.arange(COSINES, device=tau.device) * tau.unsqueeze(2)
             features = features * F.relu(self.embedding(angles.cos().to(features.dtype)))
         elif self.head == "qrdqn":
-            tau = self.midpoints
+            tau = self._fractions(1, self._num_quantiles, None)  # at fixed places
         value = self._join(self.advantage(features, draw), A, B)
         if self.value is not None:
             value = self._join(self.value(features, draw), 1, B) + value - value.mean(dim=1, keepdim=True)
@@ -156,7 +152,7 @@ class QNetwork(nn.Module):
         return out.transpose(1, 2) if self.embedding is not None else out.view(B, actions, self.outputs)
 
     def _fractions(self, B: int, count: int, draw: Tensor | None) -> Tensor:
-        """Quantile fractions, uniform on [0, 1). float32 [B, K]"""
+        """Quantile fractions: uniform on [0, 1), or without `draw` the middles of equal parts. float32 [B, K]"""
         if draw is None:
             return ((torch.arange(count, device=self.atoms.device) + 0.5) / count).expand(B, count)
         lane = torch.arange(B * count, device=self.atoms.device)

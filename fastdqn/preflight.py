@@ -10,6 +10,7 @@ from fastdqn.footprint import Need
 from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.screens import Screen
+from fastdqn.units import size
 
 
 def row_of(config: Config, screen: Screen | None) -> tuple[tuple[int, ...], torch.dtype]:
@@ -89,4 +90,4 @@ def check(
     )
     if device.type == "cuda":
         check_host(footprint.total(table, on_device=False, cuda=True), config.num_envs, ranks)
-    return f"{footprint.describe(table)}; {footprint.size(free_bytes(device, ranks))} were free on {device}"
+    return f"{footprint.describe(table)}; {size(free_bytes(device, ranks))} were free on {device}"

@@ -40,15 +40,15 @@ class RunFolder:
         """Writes what was asked for, with which words, and on what."""
         with (self.path / "command.txt").open("a") as file:  # one line for each time that the run was begun or resumed
             file.write(shlex.join(command) + "\n")
-        self._replace("environment.json", json.dumps(environment, indent=2) + "\n")
-        self._replace("config.toml", config_toml)
+        replace_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        replace_text(self.path / "config.toml", config_toml)
 
     def release(self) -> None:
         """Lets another process have the folder."""
         self._lock.close()
 
     def status(self, state: str, **figures: Any) -> None:
-        """Replaces status.json in one step, so that a reader never sees half of it."""
+        """Replaces status.json."""
         row = {
             "state": state,
             "pid": os.getpid(),
@@ -56,12 +56,7 @@ class RunFolder:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **figures,
         }
-        self._replace("status.json", json.dumps(row) + "\n")
-
-    def _replace(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}"
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
+        replace_text(self.path / "status.json", json.dumps(row) + "\n")
 
 
 def _never_ran(path: Path) -> bool:
@@ -85,14 +80,19 @@ def _locked(path: Path) -> IO[str]:
     return lock
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file in one step: who reads it meanwhile sees the old text or the new one, never a half."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def trim(path: Path, keep: Callable[[str], bool]) -> int:
     """Removes the lines of a log that `keep` refuses, in one step. Returns how many; 0 where there is no file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and keep(line)]
     if len(kept) < len(lines):
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        replace_text(path, "".join(kept))
     return len(lines) - len(kept)
 
 

@@ -51,12 +51,16 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def evaluations(run: Path) -> list[dict[str, Any]]:
     """The results under eval/, oldest first: by checkpoint step, protocol and time; those that chose an agent before others."""
     # a name that begins with a dot is a result that is still being written
-    files = [path for path in sorted((run / "eval").glob("*.json")) if not path.name.startswith(".")]
-    results = [json.loads(path.read_text()) | {"_time": path.stat().st_mtime_ns} for path in files]
-    results.sort(key=lambda one: (
-        one.get("checkpoint_step", 0), one.get("protocol", ""), one.get("seed") != SELECTION_SEED, one["_time"]
-    ))  # fmt: skip
-    return [{key: value for key, value in one.items() if key != "_time"} for one in results]
+    files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    results = [json.loads(path.read_text()) for path in files]
+    return sorted(
+        results,
+        key=lambda one: (
+            one.get("checkpoint_step", 0),
+            one.get("protocol", ""),
+            one.get("seed") != SELECTION_SEED,
+        ),
+    )
 
 
 def status(run: Path) -> dict[str, Any]:

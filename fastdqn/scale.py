@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn import runs, trials
-from fastdqn.dashboard import clock, count, number
 from fastdqn.signals import StopRequest
 from fastdqn.trials import Ending, Trial
+from fastdqn.units import clock, count, number
 
 LIVE_SECONDS, PLAIN_SECONDS = 1.0, 60.0  # between two tables; between two lines about a trial that just runs
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange nothing, and Ray would reserve a third of the memory

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fastdqn.dashboard import Dashboard, clock, count, duration, panel, plain_line
+from fastdqn.dashboard import Dashboard, panel, plain_line
 from fastdqn.metrics import Snapshot
+from fastdqn.units import clock, count, duration
 
 SNAPSHOT = Snapshot(
     env="Breakout-v5", preset="fast", frames=12_300_000, total_frames=40_000_000,

@@ -19,6 +19,7 @@ from fastdqn.footprint import Need
 from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity
 from fastdqn.metrics import resident_bytes
 from fastdqn.networks import QNetwork
+from fastdqn.units import size
 
 CPU = torch.device("cpu")
 MB = 1_000_000
@@ -391,6 +392,6 @@ def test_what_is_said_before_is_at_most_fifteen_percent_above_what_a_run_takes(n
     from benchmarks.memory import MARGIN, in_process
 
     run = in_process("run", name)
-    print(f"{name}: predicted {footprint.size(run['predicted'])}, measured {footprint.size(run['measured'])}")
+    print(f"{name}: predicted {size(run['predicted'])}, measured {size(run['measured'])}")
     assert run["updates"] > 50
     assert run["measured"] <= run["predicted"] <= (1 + MARGIN) * run["measured"]

@@ -53,7 +53,7 @@ ROWS = [
     {"encoders", "statistics"},
     {"layers"},
     {"hardware", "rng", "config"},
-    {"atari", "control_groups"},
+    {"atari", "control_groups", "units"},
     {"errors"},
     {"__init__"},
 ]

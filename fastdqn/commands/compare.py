@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastdqn.commands import emit
+from fastdqn.comparison import compare
+from fastdqn.history import load
+from fastdqn.units import count, duration
 
 DEFINITIONS = (
     "IQM: mean of the scores of a group's seeds without the lowest and the highest quarter, each rounded down (of fewer "
@@ -34,9 +37,6 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
-    from fastdqn.comparison import compare
-    from fastdqn.history import load
-
     figures = compare(load(flags.runs), group=flags.group_by, source=flags.score, reach=flags.reach)
     emit(text(figures, markdown=flags.format == "markdown"), figures, as_json=flags.json)
     return 0
@@ -44,8 +44,6 @@ def main(flags: Flags) -> int:
 
 def text(figures: dict[str, Any], *, markdown: bool) -> str:
     """The figures for people: tables, then the notes."""
-    from fastdqn.dashboard import count, duration
-
     head = ["group", "game", "seeds", "IQM", "95 % interval", "human-norm.", "frames", "frames/s", "score of"]
     reach = figures["reach"]
     head += [] if reach is None else [f"frames to {reach:g}", f"time to {reach:g}", "reached"]

@@ -4,16 +4,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastdqn import history
+from fastdqn.charts import Line, Panel, ascii_chart
 from fastdqn.commands import emit
 from fastdqn.errors import UsageError
-
-if TYPE_CHECKING:
-    from fastdqn.charts import Line, Panel
-    from fastdqn.history import History
+from fastdqn.history import History, load
+from fastdqn.statistics import mean_curve
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,6 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
-    from fastdqn.charts import ascii_chart
-    from fastdqn.history import load
-
     if flags.window < 0:
         raise UsageError(f"window={flags.window}: give a number from 1, or 0 for 100 games or 10 log rows")
     histories = load(flags.runs)
@@ -66,23 +63,19 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def panel_of(histories: Sequence["History"], flags: Flags) -> "Panel":
+def panel_of(histories: Sequence[History], flags: Flags) -> Panel:
     """The curves of the runs of one game."""
-    from fastdqn import history
-    from fastdqn.charts import Line, Panel
-    from fastdqn.statistics import mean_curve
-
     if flags.metric == "score":
         window = flags.window or history.WINDOW
         ylabel = f"score, mean of the last {window} games"
 
-        def curve(one: "History"):
+        def curve(one: History):
             return history.score_curve(one, flags.x, window)
     else:
         tag, window = history.metric_tag(histories, flags.metric), flags.window or 10
         ylabel = tag if window == 1 else f"{tag}, mean of the last {window} log rows"
 
-        def curve(one: "History"):
+        def curve(one: History):
             return history.metric_curve(one, tag, flags.x, window)
 
     lines = []
@@ -105,7 +98,7 @@ def panel_of(histories: Sequence["History"], flags: Flags) -> "Panel":
     )
 
 
-def write(panels: Sequence["Panel"], out: Path, words: str) -> None:
+def write(panels: Sequence[Panel], out: Path, words: str) -> None:
     """Draws the panels into a file."""
     from fastdqn.figures import FORMATS, draw, save
 
@@ -117,14 +110,14 @@ def write(panels: Sequence["Panel"], out: Path, words: str) -> None:
         raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file") from None
 
 
-def footnote(histories: Sequence["History"]) -> str:
+def footnote(histories: Sequence[History]) -> str:
     """What the lines mean and on which machines the runs were made."""
     machines = " | ".join(dict.fromkeys(one.hardware for one in histories if one.hardware))
     thin = "thin: one seed; band: 95 % bootstrap interval of the mean over seeds" if len(histories) > 1 else ""
     return "; ".join(words for words in (thin, machines) if words)
 
 
-def newest(line: "Line") -> dict[str, Any]:
+def newest(line: Line) -> dict[str, Any]:
     """A group's mean at the end of its curve, for programs."""
     mean = line.mean
     if mean is None:

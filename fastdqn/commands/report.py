@@ -3,16 +3,21 @@
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
+from fastdqn import history as past
+from fastdqn import page as html
+from fastdqn.atari import human_normalized_score
+from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
 from fastdqn.commands import emit
 from fastdqn.config import Config, load_preset, preset_names
 from fastdqn.errors import UsageError
-
-if TYPE_CHECKING:
-    from fastdqn.history import History
+from fastdqn.history import NOT_SETTINGS, History, final_score, load
+from fastdqn.run_folder import replace_text
+from fastdqn.statistics import Curve, mean_curve
+from fastdqn.units import count, duration, number
 
 VIDEO_LIMIT_BYTES = 16_000_000  # a third more as base64: what a phone still opens
 PHASES = {
@@ -43,15 +48,11 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
-    from fastdqn.history import load
-
     (history,) = load([flags.run])
     out = Path(flags.out) if flags.out else history.path / "report.html"
     text = page(history)
-    temporary = out.with_name(f".{out.name}")  # a browser that reloads never sees half a page
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
+        replace_text(out, text)  # a browser that reloads never sees half a page
     except OSError as error:
         raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file with -o") from None
     size = len(text.encode())
@@ -60,10 +61,8 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def page(history: "History") -> str:
+def page(history: History) -> str:
     """The page. Reads a run that is still being written too; what is not there yet is left out or said."""
-    from fastdqn import page as html
-
     config, place = history.config, history.environment
     command = history.path / "command.txt"
     return html.document(
@@ -87,12 +86,8 @@ def page(history: "History") -> str:
     )
 
 
-def summary(history: "History") -> list[tuple[str, str]]:
+def summary(history: History) -> list[tuple[str, str]]:
     """The figures that come first."""
-    from fastdqn.atari import human_normalized_score
-    from fastdqn.dashboard import count, duration, number
-    from fastdqn.history import final_score
-
     facts = [("state", history.state)]
     score = final_score(history, "training")
     if score is None:
@@ -111,11 +106,8 @@ def summary(history: "History") -> list[tuple[str, str]]:
     return facts
 
 
-def curves(history: "History") -> list[tuple[str, str]]:
+def curves(history: History) -> list[tuple[str, str]]:
     """SVG and caption: the score, then what CURVES names and the run has logged."""
-    from fastdqn import history as past
-    from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
-    from fastdqn.statistics import Curve, mean_curve
 
     def drawn(curve: Curve, ylabel: str, axis: str, levels: dict[str, float]) -> tuple[str, str]:
         panel = Panel("", past.X_LABELS[axis], ylabel, [Line("", [curve], mean_curve([curve]))], levels)
@@ -131,10 +123,8 @@ def curves(history: "History") -> list[tuple[str, str]]:
     return drawings
 
 
-def time_spent(history: "History") -> str:
+def time_spent(history: History) -> str:
     """The phases of the loop as shares of its time so far."""
-    from fastdqn import page as html
-
     row = history.rows[-1] if history.rows else {}
     shares = {
         tag.removeprefix("perf/").removesuffix("_frac"): value for tag, value in row.items() if tag.endswith("_frac")
@@ -142,10 +132,8 @@ def time_spent(history: "History") -> str:
     return html.bar(shares, PHASES) if shares else html.paragraph("Nothing logged yet.")
 
 
-def evaluation(history: "History") -> str:
+def evaluation(history: History) -> str:
     """The results under eval/, one row each."""
-    from fastdqn import page as html
-
     if not history.evaluations:
         return html.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
     body = []
@@ -163,10 +151,8 @@ def evaluation(history: "History") -> str:
     return html.table(head, body, "The interval is over the games of this one agent, not over seeds.")
 
 
-def video(history: "History") -> str:
+def video(history: History) -> str:
     """The newest video that is small enough, and what was left out."""
-    from fastdqn import page as html
-
     folder = history.path / "videos"
     found = [path for path in folder.glob("*") if path.suffix in html.MEDIA and not path.name.startswith(".")]
     found = sorted((path for path in found if path.stat().st_size), key=lambda path: path.stat().st_mtime)
@@ -183,9 +169,6 @@ def video(history: "History") -> str:
 
 def configuration(config: Config) -> str:
     """What differs from the preset, and, folded away, every field."""
-    from fastdqn import page as html
-    from fastdqn.history import NOT_SETTINGS
-
     base, name = expected(config), f"preset {config.preset}"
     if config.preset not in preset_names():
         name = f"the defaults (preset {config.preset} does not ship with this version)"
