@@ -395,6 +395,8 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
 }
 # of Atari's emulator; a task without one has no use for them
 _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
+# what names a run, shows it, or depends on where it runs: two runs that differ in these alone learn alike
+NOT_LEARNING = ("run_dir", "ui", "json", "track", "device", "env_threads", "torch_threads")
 SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB

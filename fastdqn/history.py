@@ -13,13 +13,13 @@ import numpy as np
 
 from fastdqn import runs
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
-from fastdqn.config import Config
+from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.statistics import Curve, first_reached, trailing_mean
 
 X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}
 WINDOW = 100  # games in the mean that counts as a run's score
-NOT_SETTINGS = ("seed", "run_dir", "ui", "json")  # name a run or show it; they do not change how it learns
+NOT_SETTINGS = ("seed", *NOT_LEARNING)  # of what groups of runs are compared by
 
 
 @dataclass(frozen=True)

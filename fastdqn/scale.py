@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn import runs, trials
+from fastdqn.dashboard import Lasting
 from fastdqn.signals import StopRequest
 from fastdqn.trials import Ending, Trial
 from fastdqn.units import clock, count, number
@@ -140,7 +141,7 @@ class Board:
     """
 
     def __init__(self, mode: str, stream: TextIO, totals: dict[str, int]) -> None:
-        self._console = Console(file=stream, highlight=False)
+        self._console = Console(file=cast(TextIO, Lasting(stream)), highlight=False)
         can_redraw = stream.isatty() and not self._console.is_dumb_terminal
         self._mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._mode == "live" else None

@@ -14,12 +14,10 @@ from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS
 from fastdqn.commands import emit
 from fastdqn.commands.compare import table, text
-from fastdqn.config import Config
+from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.trials import Trial, due, words
 
-# what names a run or depends on where it runs: two runs that differ in these alone are one trial
-NOT_SETTINGS = ("run_dir", "ui", "json", "device", "env_threads", "torch_threads")
 RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json"}  # fmt: skip
 
 
@@ -199,7 +197,7 @@ def trial(config: Config, share: Share, flags: Flags) -> Trial:
     planned = Trial(Path(config.run_dir), tuple(command), config.total_env_steps)
     if (planned.folder / "config.toml").exists() and due(planned) != "train":
         there, here = Config.load(planned.folder / "config.toml"), config.resolved()[0]
-        for name in (field.name for field in fields(Config) if field.name not in NOT_SETTINGS):
+        for name in (field.name for field in fields(Config) if field.name not in NOT_LEARNING):
             old, new = getattr(there, name), getattr(here, name)
             if old != new:
                 raise UsageError(f"out={flags.out}: {planned.name} has {name}={old}, not {new}; name another --out")
