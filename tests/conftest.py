@@ -7,6 +7,14 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, and for every child process
 
+import pytest
 import torch
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def leave_no_global_settings():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(2)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
@@ -50,13 +49,6 @@ class FirstGame(BaseException):
 
 def first_game(*_: object, **__: object) -> None:
     raise FirstGame
-
-
-@pytest.fixture(autouse=True)
-def leave_no_global_settings() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(2)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fastdqn import checkpoint
 from fastdqn.cli import main
@@ -28,13 +27,6 @@ TRAIN = [
     "train", "--preset", "catch", "--total-frames", "300", "--num-envs", "4", "--learning-starts", "100", "--batch-size",
     "8", "--hidden-size", "8", "--no-compile", "--ui", "quiet", "--torch-threads", "1", "--replay-capacity", "400",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def leave_no_global_settings() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="module")

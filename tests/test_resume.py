@@ -33,13 +33,6 @@ BREAKOUT = replace(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def leave_no_global_settings():
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(2)
-
-
 def everything(run: Path) -> dict[str, torch.Tensor]:
     """Weights, moments, counters, and the whole ring of the newest checkpoint."""
     from safetensors.torch import load_file

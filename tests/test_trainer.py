@@ -11,30 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import TINY, quiet
 
 from fastdqn import checkpoint, losses
 from fastdqn.cli import main
-from fastdqn.config import Config, load_preset
 from fastdqn.distributed import RankLostError, Ranks
 from fastdqn.errors import UsageError
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
-
-TINY = replace(
-    Config(), env="Breakout", num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400, hidden_size=16,
-    target_update_period=100, total_frames=4_000, compile=False, precision="fp32", ui="quiet", torch_threads=2,
-)  # fmt: skip
-
-
-def quiet(preset: str, run_dir: Path, **changes) -> Config:
-    return replace(load_preset(preset), run_dir=str(run_dir), ui="quiet", compile=False, torch_threads=1, **changes)
-
-
-@pytest.fixture(autouse=True)
-def leave_no_global_settings():
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(2)
 
 
 def test_catch_is_learned(tmp_path) -> None:

@@ -6,28 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import TINY, quiet
 
 from fastdqn import checkpoint, parts
-from fastdqn.config import Config, load_preset
+from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
 
-BREAKOUT = replace(
-    Config(), env="Breakout", num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=40, hidden_size=16,
-    target_update_period=100, total_frames=4_000, compile=False, precision="fp32", ui="quiet", torch_threads=1,
-)  # fmt: skip
-
-
-def quiet(preset: str, run_dir: Path, **changes) -> Config:
-    return replace(load_preset(preset), run_dir=str(run_dir), ui="quiet", compile=False, torch_threads=1, **changes)
-
-
-@pytest.fixture(autouse=True)
-def leave_no_global_settings():
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(2)
+BREAKOUT = replace(TINY, learning_starts=40, torch_threads=1)
 
 
 def built(config: Config, ranks: Ranks | None = None) -> parts.Parts:
