@@ -54,6 +54,7 @@ _KINDS = {
     **dict.fromkeys(("env_steps", "frames", "updates", "target_syncs", "episodes", "epoch", "num_actions"), int),
     **dict.fromkeys(("obs_shape", "last_100"), list),
     **dict.fromkeys(("wall_seconds", "eval_score_mean"), int | float),
+    "phase_seconds": dict,
 }
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has some hundred
 
@@ -202,7 +203,8 @@ def read(path: Path) -> Checkpoint:
         if not isinstance(state, dict):
             raise CheckpointError(f"{_STATE} is missing or not an object")
         for name in _KINDS.keys() & state.keys():
-            if not isinstance(state[name], _KINDS[name]):
+            numbers = state[name].values() if isinstance(state[name], dict) else ()
+            if not isinstance(state[name], _KINDS[name]) or not all(isinstance(one, int | float) for one in numbers):
                 raise CheckpointError(f"{_STATE} has a {name} that is of another type")
     return Checkpoint(path, step, tensors, state)
 

@@ -141,7 +141,7 @@ class Config:
     noop_max: int = 30
     """Random no-ops at the start of a game, at most. Mnih et al. 2015: 30."""
     max_episode_steps: int | None = None
-    """Env steps after which a game is cut. None: 27k on Atari (108k frames, 30 minutes), the task's own elsewhere."""
+    """Env steps after which a game is cut. None: 108k frames on Atari (30 minutes of play), the task's own elsewhere."""
     fire_after_life_loss: Literal["auto", "on", "off"] = "auto"
     """Execute FIRE after a lost life, and store it: Breakout stands still otherwise. auto: where the game has FIRE."""
 

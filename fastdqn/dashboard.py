@@ -4,6 +4,7 @@ The training loop itself calls `update`; there is no refresh thread, because one
 emulator's host thread would pay for it at random moments.
 """
 
+import errno
 import os
 import sys
 import time
@@ -34,7 +35,8 @@ class Dashboard:
     def __init__(
         self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
     ) -> None:
-        self._console = Console(file=cast(TextIO, Lasting(stream or sys.stdout)), highlight=False)
+        output = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        self._console = Console(file=cast(TextIO, Lasting(output)), highlight=False)
         # isatty, not rich's is_terminal: FORCE_COLOR, common in CI, would draw the panel into a log file
         can_redraw = self._console.file.isatty() and not self._console.is_dumb_terminal
         self.mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
@@ -75,13 +77,13 @@ class Dashboard:
 
 
 class Lasting:
-    """A stream whose reader may go away, `head` or a dropped connection: what is written after that goes nowhere.
+    """A stream that may fail: its reader, `head` or a terminal, goes away, or the disk it is written to is full.
 
-    rich would end the process, with no word and in the middle of training.
+    rich would end the process, with no word and in the middle of training. Here it is one warning.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._warned = stream, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -100,11 +102,15 @@ class Lasting:
             yield
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # for good: what is still buffered would fail again
+            if error.errno in (errno.EPIPE, errno.EIO):  # for good: what is still buffered would fail again at the end
+                os.dup2(nowhere, self._stream.fileno())
             try:
-                print(f"warning: nobody reads this run's output any more ({error}); it goes on", file=sys.stderr)
+                if not self._warned:
+                    print(f"warning: this run's output cannot be written ({error}); training goes on", file=sys.stderr)
             except OSError:
                 os.dup2(nowhere, 2)
+            os.close(nowhere)
+            self._warned = True
 
 
 def plain_line(s: Snapshot) -> str:

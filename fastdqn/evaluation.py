@@ -7,6 +7,7 @@ in, so that a score does not depend on which machine has bfloat16.
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections import deque
@@ -357,6 +358,8 @@ def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
         best = checkpoint.load(root)
         if best.state.get("eval_score_mean", -np.inf) > score_mean:
             return False
+        if best.step == saved.step:  # with its new score; an intact one would not be written again
+            shutil.rmtree(best.path)
     checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
     return True
 

@@ -24,7 +24,7 @@ class Logs:
     def __init__(self, folder: RunFolder, episodes: EpisodeTracker, tracker: Tracker | None) -> None:
         self._folder, self._episodes, self._tracker = folder, episodes, tracker
         self._metrics = (folder.path / "metrics.jsonl").open("a")
-        self._failing = False
+        self._failing = self._closed = False
 
     def write(self, row: dict[str, Any], **figures: Any) -> None:
         """A row of metrics, the games since the last one, and the run's status."""
@@ -38,11 +38,13 @@ class Logs:
 
     def write_games(self) -> None:
         """The games since the last row of metrics."""
-        with self._training_goes_on():
-            self._episodes.flush()
+        if not self._closed:  # a save on behalf of a loop that hangs may come after its end
+            with self._training_goes_on():
+                self._episodes.flush()
 
     def close(self, state: str, **figures: Any) -> None:
         """The last status."""
+        self._closed = True
         with self._training_goes_on():
             self._folder.status(state, **figures)
         for log in (self._episodes, self._metrics, self._tracker):

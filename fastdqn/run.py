@@ -136,7 +136,7 @@ class Run:
         state = saved.state
         self.clock = Clock(**{field: state[field] for field in asdict(self.clock)})
         self._seconds_before = state["wall_seconds"]
-        self.phase.seconds.update(state.get("phase_seconds", {}))
+        self.phase.seconds.update(state.get("phase_seconds", {}))  # which an older version did not write
         self.learner.load_state(saved.tensors)
         if self._saves_replay and saved.large is not None:
             large_tensors.read_into(saved.large, self.ring.stored())
@@ -327,7 +327,9 @@ class Run:
             return self.save_now()
         self._saver.wait()  # only a checkpoint at which new games began can be resumed bit for bit
         if self._saver.saved is None:
-            self.dashboard.say("nothing to resume: a deterministic run is saved at each --checkpoint-period-frames")
+            self.dashboard.say(
+                "nothing to resume: a deterministic run is saved at each --checkpoint-period-frames and evaluation"
+            )
         else:
             again = self.frames - self._saver.saved * self.config.action_repeat
             self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")

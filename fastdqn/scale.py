@@ -88,7 +88,7 @@ def run_all(
         retries: how often a trial that failed is tried again.
 
     Returns:
-        0; 1 if a trial failed for good; 130 or 143 if stopped.
+        0; 1 if a trial failed for good; 130, 143 or 129 if stopped.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(trials.run)
 

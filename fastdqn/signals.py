@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and a terminal that goes away as a request that the training loop answers between two groups, or that is answered for it.
+"""Ctrl-C, SIGTERM and a terminal that goes away: a request that the loop answers between two groups, or that is
+answered for it.
 
 Python runs a signal's handler between two of its own instructions, so never while EnvPool's `recv` or a compiler holds
 the main thread. The kernel's handler, though, writes the signal's number into a pipe at once (`signal.set_wakeup_fd`),
@@ -20,7 +21,8 @@ LAST_RESORT_SECONDS = 6.0  # for saving on behalf of a loop that does not answer
 class StopRequest:
     """While active, the first SIGINT, SIGTERM or SIGHUP is remembered; a second one acts as it would have before.
 
-    SIGHUP comes when the terminal is closed or its connection drops; under nohup it is ignored, here too.
+    SIGHUP comes when the terminal is closed or its connection drops, from the shell and from the kernel: after a first
+    signal it is ignored. Under nohup it is ignored from the beginning.
 
     Args:
         grace_seconds: how long the loop may take to ask `requested`. After that `on_ignored` is called in a thread of
@@ -69,7 +71,11 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        hangup = self._previous.pop(signal.SIGHUP, None)
         self._restore()
+        if hangup is not None:
+            self._previous[signal.SIGHUP] = hangup
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -96,7 +102,7 @@ class StopRequest:
         threading.Timer(LAST_RESORT_SECONDS, os._exit, (128 + number,)).start()
         if self.on_ignored is None:
             with contextlib.suppress(OSError):
-                os.write(2, b"interrupted before the first env step: nothing to save\n")
+                os.write(2, b"interrupted\n")
         else:
             try:
                 self.on_ignored()

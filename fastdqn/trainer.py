@@ -17,7 +17,7 @@ from fastdqn.signals import StopRequest
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: figures for programs, and the process's exit code: 0, 130, 143, or 1 if its end is not saved."""
+    """How a run ended: figures for programs, and the process's exit code: 0, 130, 143, 129, or 1 if its end is not saved."""
 
     summary: dict[str, Any]
     exit_code: int

@@ -40,7 +40,15 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
     from fastdqn.checkpoint import Checkpoint
     from fastdqn.evaluation import _keep_best
 
-    for step, score, kept in ((1, 5.0, 1), (2, 3.0, 1), (3, 5.5, 3), (4, -1.0, 3), (5, 5.5, 5)):
+    for step, score, kept in (
+        (1, 5.0, 1),
+        (2, 3.0, 1),
+        (3, 5.5, 3),
+        (4, -1.0, 3),
+        (5, 5.5, 5),
+        (5, 9.0, 5),
+        (6, 7.0, 5),
+    ):
         saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
         assert _keep_best(saved, score, tmp_path / "best") == (kept == step)
         assert checkpoint.load(tmp_path / "best").step == kept

@@ -80,7 +80,18 @@ def test_a_profile_is_no_run_beside_the_runs_and_evaluates_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = ["profile", "--preset", "catch", "--no-compile", "--torch-threads", "1", "--eval-period-frames", "100"]
+    argv = [
+        "profile",
+        "--preset",
+        "catch",
+        "--no-compile",
+        "--torch-threads",
+        "1",
+        "--eval-period-frames",
+        "100",
+        "--eval-episodes",
+        "8",
+    ]
     assert cli.main(argv) == 0
     printed = capsys.readouterr()
     (folder,) = (tmp_path / "profiles").iterdir()

@@ -84,10 +84,12 @@ def main(flags: Flags) -> int:
     from fastdqn.evaluation import set_up
 
     run = runs.find(flags.run)
+    if flags.output:
+        destination(flags, Path(flags.output))  # refused before anything is built
     agent = set_up(run, NUM_ENVS, flags.seed, which=flags.checkpoint, epsilon=EPSILON, device="cpu")
     config, saved, envs, network = agent.config, agent.saved, agent.envs, agent.network
-    path = destination(flags, run / "export" / f"{saved.path.name}.{flags.format}")
     obs = observe(agent)
+    path = destination(flags, run / "export" / f"{saved.path.name}.{flags.format}")
     described = {
         "env": envs.env,
         "obs_shape": list(obs.shape[1:]),

@@ -135,7 +135,7 @@ def protocol(config: Config) -> str:
     lost = "ends the return but not the game" if config.life_loss_terminal else "does not end the return"
     return (
         f"Sticky actions {config.sticky_actions or 0.0:g}, frame skip {config.frame_skip}, up to {config.noop_max} no-ops "
-        f"at the start, games cut at {config.max_episode_steps or 27_000:,} env steps; a lost life {lost}."
+        f"at the start, games cut at {config.max_episode_steps:,} env steps; a lost life {lost}."
     )
 
 

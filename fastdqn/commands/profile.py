@@ -21,7 +21,8 @@ def run(config: Config, command: Sequence[str]) -> tuple[Path, Verdict]:
     """
     rows = config.num_envs * (config.frame_stack + config.n_step + 1)
     folder = config.run_dir or str(default_path(config.name.game, config.preset, config.seed, under="profiles"))
-    run = Run(replace(config, learning_starts=rows, run_dir=folder, eval_period_frames=0, track="off"), command)
+    quietly = {"eval_period_frames": 0, "eval_episodes": Config.eval_episodes, "track": "off"}
+    run = Run(replace(config, learning_starts=rows, run_dir=folder, **quietly), command)
     out = run.folder.path / "profile"
     run.envs.start()
     with no_garbage_collection(), run:
