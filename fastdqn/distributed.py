@@ -142,22 +142,22 @@ class Ranks:
 
 
 class Bucket:
-    """The gradients of `params`, the loss and the mean Q in one tensor, so that one all-reduce takes them all."""
+    """The gradients of `params`, the loss and two figures of Q in one tensor, so that one all-reduce takes them all."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self.flat = torch.zeros(sum(param.numel() for param in params) + 2, device=params[0].device)
+        self.flat = torch.zeros(sum(param.numel() for param in params) + 3, device=params[0].device)
         self.parts, begin = [], 0
         for param in params:  # laid out as the parameter is: the fused optimisers ask for it
             self.parts.append(self.flat.as_strided(param.shape, param.stride(), begin))
             begin += param.numel()
-        self.parts += [self.flat[-2], self.flat[-1]]
+        self.parts += [self.flat[-3], self.flat[-2], self.flat[-1]]
 
     def fill(self, parts: Sequence[Tensor]) -> None:
         torch._foreach_copy_(self.parts, list(parts))
 
     def weigh(self, factor: Tensor) -> None:
         """Multiplies the gradients and the loss."""
-        self.flat[:-1] *= factor
+        self.flat[:-2] *= factor
 
 
 def join(*, cuda: bool) -> Ranks:

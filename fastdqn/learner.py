@@ -76,8 +76,8 @@ class Learner:
         # number of the group acted for, and of the update: what selects all randomness of acting and of learning
         self.explore_counter = torch.zeros((), dtype=torch.int64, device=device)
         self.learn_counter = torch.zeros((), dtype=torch.int64, device=device)
-        # sums since the last `read_metrics`: loss, mean Q(s, a), gradient norm, updates; of the finite updates
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        # sums since the last `read_metrics`: loss, mean Q(s, a), spread of Q, gradient norm, updates; of the finite updates
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
         # updates that were left out because their loss or gradient was not finite: ever, and in a row until now
         self.refused, self.refused_in_a_row = torch.zeros((), device=device), torch.zeros((), device=device)
         self.compiled = compile
@@ -103,10 +103,11 @@ class Learner:
         reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
         batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
-        loss, q_N, _ = self._loss(*batch, self.learn_counter)
+        loss, q, _ = self._loss(*batch, self.learn_counter)
         grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
         kept = [tensor.clone() for tensor in self._accounts]
-        divisor, bad = self._account(loss.detach(), q_N.mean(), torch.full_like(loss, torch.inf))
+        mean, spread = q.unbind()
+        divisor, bad = self._account(loss.detach(), mean, spread, torch.full_like(loss, torch.inf))
         for tensor, old in zip(self._accounts, kept, strict=True):
             tensor.copy_(old)
         if not self._fused:
@@ -151,12 +152,16 @@ class Learner:
         weight: Tensor,
         update: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted mean TD loss (0-d, with gradient), Q(s, a) and the size of each TD error [N] (without)."""
+        """Weighted mean TD loss (0-d, with gradient), two figures of Q [2] and the size of each TD error [N] (without).
+
+        The figures: the mean of Q(s, a), and the standard deviation over the batch of max_a Q(s, a).
+        """
         value_NAK, tau_NK = self.online.predict(obs, 4 * update)
         value_NK = losses.chosen(value_NAK, action)
         with torch.no_grad():
             reward, policy_NA, next_value_NAK = self._look_ahead(obs, action, reward, discount, next_obs, update)
-            q_N = losses.chosen(self.online.mean(value_NAK).unsqueeze(2), action).squeeze(1)
+            q_NA = self.online.mean(value_NAK)
+            q = torch.stack([losses.chosen(q_NA.unsqueeze(2), action).mean(), q_NA.amax(dim=1).std(correction=0)])
             if self.online.head == "c51":
                 next_probability_NZ = losses.expected(policy_NA, next_value_NAK.softmax(dim=2))
                 support_NZ = losses.td_target(reward, discount, self.target.atoms.unsqueeze(0))
@@ -172,7 +177,7 @@ class Learner:
         else:
             loss_N = losses.quantile_huber(value_NK, tau_NK, target_NK)
             size_N = (target_NK.unsqueeze(1) - value_NK.detach().unsqueeze(2)).abs().mean(dim=(1, 2))
-        return losses.weighted_mean(loss_N, weight), q_N, size_N
+        return losses.weighted_mean(loss_N, weight), q, size_N
 
     def _look_ahead(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, update: Tensor
@@ -220,28 +225,28 @@ class Learner:
     def gradients(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The first half of an update: each parameter's gradient, the loss and the mean of Q(s, a); and as `update`.
+        """The first half of an update: each parameter's gradient, the loss and two figures of Q; and as `update`.
 
         A convolution on channels_last activations returns its weight's gradient in that layout, and torch's fused Adam
         reads memory in order: on a CPU it would step along a scrambled gradient without a word.
         """
         for layer in self.online.spectral_layers:
             layer.iterate()
-        loss, q_N, size_N = self._loss(obs, action, reward, discount, next_obs, weight, self.learn_counter)
+        loss, q, size_N = self._loss(obs, action, reward, discount, next_obs, weight, self.learn_counter)
         grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
-        return [*grads, loss.detach(), q_N.mean()], size_N
+        return [*grads, loss.detach(), *q.unbind()], size_N
 
     def step(self, parts: Sequence[Tensor], size_N: Tensor) -> Tensor:
         """The second half: steps along what `gradients` gave, or along its mean over several ranks."""
-        *grads, loss, q = parts
+        *grads, loss, q, spread = parts
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        divisor, bad = self._account(loss, q, norm)
+        divisor, bad = self._account(loss, q, spread, norm)
         self._step(grads, divisor, bad)
         if self._polyak > 0:
             self._follow()
         return torch.where(bad > 0, 0.0, size_N)
 
-    def _account_once(self, loss: Tensor, q: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    def _account_once(self, loss: Tensor, q: Tensor, spread: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """By what to divide the gradient, and 1.0 if loss or gradient is not finite, else 0.0; counts the update. 0-d"""
         bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         divisor = torch.ones_like(norm)
@@ -250,7 +255,7 @@ class Learner:
         self.learn_counter += 1
         self.refused += bad
         self.refused_in_a_row.add_(1).mul_(bad)
-        figures = torch.stack([loss, q, norm, torch.ones_like(norm)])
+        figures = torch.stack([loss, q, spread, norm, torch.ones_like(norm)])
         self._sums += torch.where(bad, 0.0, figures).double()
         return divisor.float(), bad.float()
 
@@ -313,10 +318,10 @@ class Learner:
         and in a row until now. A host sync: the one per log period.
         """
         refused = torch.stack([self.refused, self.refused_in_a_row]).double()
-        loss, q, norm, updates, ever, in_a_row = torch.cat([self._sums, refused]).tolist()
+        *sums, updates, ever, in_a_row = torch.cat([self._sums, refused]).tolist()
         self._sums.zero_()
-        means = {"losses/td_loss": loss, "losses/q_values": q, "losses/grad_norm": norm} if updates > 0 else {}
-        return {name: total / updates for name, total in means.items()}, int(ever), int(in_a_row)
+        names = ("losses/td_loss", "losses/q_values", "losses/q_spread", "losses/grad_norm") if updates > 0 else ()
+        return {name: total / updates for name, total in zip(names, sums, strict=False)}, int(ever), int(in_a_row)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint needs of the learner, as named tensors."""

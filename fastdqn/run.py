@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
@@ -27,26 +27,22 @@ from fastdqn.pipeline import Pipeline
 from fastdqn.plan import plan
 from fastdqn.run_folder import RunFolder, default_path, trim
 from fastdqn.saver import Saver
-from fastdqn.schedules import LearningSchedule, line
+from fastdqn.schedules import Clock, LearningSchedule, line
 from fastdqn.signals import StopRequest
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
 SAVE_PERIOD_SECONDS = 600.0
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
+DEAD_AFTER = 1_000  # updates; in bfloat16 the first ones may tell no two states apart
+DEAD = (
+    "warning: Q is the same in every state of the last updates: the network's units are dead, and stay so; begin again "
+    "with a lower --learning-rate, or with --layer-norm"
+)
 
 
 class NotFiniteError(RunError):
     """Training cannot go on: its numbers are no longer finite. One line with the reason."""
-
-
-@dataclass
-class Clock:
-    """The counters of a run; everything scheduled is a function of `env_steps`."""
-
-    env_steps: int = 0
-    updates: int = 0
-    target_syncs: int = 0
 
 
 class Run:
@@ -60,7 +56,7 @@ class Run:
         self.config, self.notes = config.resolved(loaded=saved is not None)
         self.clock, self.phase = Clock(), PhaseTimer("env", "act", "append", "learn", "log")
         self.epoch, self.learn_from, self.refused = 0, 0, 0
-        self.stopping, self.logging, self.unsaved = False, False, False
+        self.stopping, self.logging, self.unsaved, self._told = False, False, False, False
         self.stop: StopRequest | None = None
         self._saves_replay, self._eval_waits = self.config.checkpoint_replay == "full", False
         self._losses: dict[str, float] = {}
@@ -213,6 +209,9 @@ class Run:
         self._logged, self.logging = time.perf_counter(), False
         losses, self.refused, self._refused_in_a_row = self.learner.read_metrics()
         self._losses = losses or self._losses
+        if losses.get("losses/q_spread") == 0 and self.clock.updates >= DEAD_AFTER and not self._told:
+            self._told = True
+            self.dashboard.say(DEAD)
         snapshot = self.snapshot()
         row = {
             **snapshot.row(),

@@ -6,11 +6,21 @@ arithmetic, and a group runs the events whose step it crossed, in order. So `num
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 from typing import Literal
 
 Event = Literal["update", "sync"]
+
+
+@dataclass
+class Clock:
+    """The counters of a run; everything scheduled is a function of `env_steps`."""
+
+    env_steps: int = 0
+    updates: int = 0
+    target_syncs: int = 0
 
 
 def line(env_step: int, start: int, end: int, first: float, last: float) -> float:

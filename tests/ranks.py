@@ -108,10 +108,10 @@ def averages_of_a_pipeline_are_weighed(ranks: Ranks) -> bool:
     pipeline._bucket = Bucket([torch.zeros(2)])
     Ring.priorities.importance_exponent.fill_(0.5)
     Ring.priorities.least.fill_(0.01 * (1 + ranks.rank))
-    pipeline._bucket.fill([torch.ones(2), torch.tensor(4.0), torch.tensor(8.0)])
+    pipeline._bucket.fill([torch.ones(2), torch.tensor(4.0), torch.tensor(8.0), torch.tensor(9.0)])
     pipeline._average()
     mean = sum((1 / (1 + rank)) ** 0.5 for rank in range(ranks.size)) / ranks.size
-    return torch.allclose(pipeline._bucket.flat, torch.tensor([mean, mean, 4 * mean, 8.0]))
+    return torch.allclose(pipeline._bucket.flat, torch.tensor([mean, mean, 4 * mean, 8.0, 9.0]))
 
 
 def main(folder: Path) -> None:

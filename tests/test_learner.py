@@ -305,12 +305,12 @@ def test_each_heads_update_equals_a_slow_reference(head: str, munchausen: tuple 
         for param in learner.target.parameters():
             param.add_(0.3 * torch.randn_like(param))
     batch, at = vector_batch(), ZERO
-    loss, q, size = learner.loss(**batch, update=at)
+    loss, (q, spread), size = learner.loss(**batch, update=at)
     value, tau = network.predict(batch["obs"], 4 * at)
     next_value, _ = learner.target.predict(batch["next_obs"], 4 * at + 1)
     choice, here = network(batch["next_obs"], 4 * at + 2), learner.target(batch["obs"], 4 * at + 2)
     atoms = np.linspace(-3, 3, 11)
-    total = 0.0
+    total, means = 0.0, []
     for i in range(16):
         action, reward, discount = int(batch["action"][i]), float(batch["reward"][i]), float(batch["discount"][i])
         policy = np.eye(3)[int(choice[i].argmax())]
@@ -346,8 +346,10 @@ def test_each_heads_update_equals_a_slow_reference(head: str, munchausen: tuple 
         total += expected / 16
         assert size[i].item() == pytest.approx(expected_size, rel=2e-4, abs=1e-5)
         mean = (np.exp(outputs) / np.exp(outputs).sum()) @ atoms if head == "c51" else outputs.mean()
-        assert q[i].item() == pytest.approx(mean, rel=1e-4, abs=1e-5)
+        means.append(mean)
     assert loss.item() == pytest.approx(total, rel=1e-4)
+    assert q.item() == pytest.approx(np.mean(means), rel=1e-4, abs=1e-5)
+    assert spread.item() == pytest.approx(network.mean(value).amax(dim=1).detach().numpy().std(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -421,16 +423,19 @@ def test_logged_figures_are_the_means_of_the_updates_since_the_last_reading() ->
     learner = make_learner(QNetwork((5,), 3, encoder="mlp", hidden_size=8))
     learner.update(**vector_batch(1))
     learner.read_metrics()
-    losses, values, norms = [], [], []
+    losses, values, spreads, norms = [], [], [], []
     for seed in (2, 3):
         batch = vector_batch(seed)
-        (*grads, loss, value), size = learner.gradients(**batch)
+        parts, size = learner.gradients(**batch)
+        *grads, loss, _, _ = parts
         losses.append(float(loss))
         values.append(float(learner.online(batch["obs"]).gather(1, batch["action"].unsqueeze(1)).mean().detach()))
         norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
-        learner.step([*grads, loss, value], size)
+        spreads.append(float(learner.online(batch["obs"]).detach().amax(dim=1).numpy().std()))
+        learner.step(parts, size)
     means, *refused = learner.read_metrics()
-    expected = {"losses/td_loss": losses, "losses/q_values": values, "losses/grad_norm": norms}
+    expected = {"losses/td_loss": losses, "losses/q_values": values, "losses/q_spread": spreads,
+                "losses/grad_norm": norms}  # fmt: skip
     assert means == {name: pytest.approx(sum(two) / 2, rel=1e-5) for name, two in expected.items()}
     assert refused == [0, 0]
 
@@ -511,4 +516,4 @@ def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name
     learner.update(**vector_batch())
     assert not torch.equal(learner.parameters[0], before[0])
     means, *refused = learner.read_metrics()
-    assert refused == [334, 0] and len(means) == 3 and all(np.isfinite(value) for value in means.values())
+    assert refused == [334, 0] and len(means) == 4 and all(np.isfinite(value) for value in means.values())

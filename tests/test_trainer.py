@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import TINY, quiet
 
-from fastdqn import checkpoint, losses
+from fastdqn import checkpoint, losses, runs
 from fastdqn.cli import main
 from fastdqn.distributed import RankLostError, Ranks
 from fastdqn.errors import UsageError
@@ -218,3 +218,24 @@ def test_a_rank_that_is_lost_in_mid_iteration_leaves_the_others_run_failed_and_i
         raise RankLostError("in an update")
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     Run(run.config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints")).envs.close()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_network_whose_units_are_dead_is_told_once(
+    dead: bool, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdqn.run.DEAD_AFTER", 20)
+    monkeypatch.setattr("fastdqn.run.LOG_PERIOD_SECONDS", 0.02)
+    run = Run(replace(quiet("catch", tmp_path / "run", total_frames=3_000), ui="plain"), ["test"])
+    if dead:
+        for network in (run.learner.online, run.learner.target):
+            torch.nn.init.constant_(dict(network.named_parameters())["encoder.0.bias"], -1e3)
+    run.envs.start()
+    with run:
+        while run.clock.env_steps < 3_000:
+            step_group(run)
+            if run.logging:
+                run.log()
+    assert capsys.readouterr().out.count("units are dead") == dead
+    spread = runs.metrics(tmp_path / "run")[-1]["losses/q_spread"]
+    assert (spread == 0) == dead
