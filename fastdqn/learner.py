@@ -161,7 +161,9 @@ class Learner:
         with torch.no_grad():
             reward, policy_NA, next_value_NAK = self._look_ahead(obs, action, reward, discount, next_obs, update)
             q_NA = self.online.mean(value_NAK)
-            q = torch.stack([losses.chosen(q_NA.unsqueeze(2), action).mean(), q_NA.amax(dim=1).std(correction=0)])
+            best_N = q_NA.amax(dim=1)
+            spread = (best_N - best_N[0]).std(correction=0)  # less one of them: exactly 0 where all are the same
+            q = torch.stack([losses.chosen(q_NA.unsqueeze(2), action).mean(), spread])
             if self.online.head == "c51":
                 next_probability_NZ = losses.expected(policy_NA, next_value_NAK.softmax(dim=2))
                 support_NZ = losses.td_target(reward, discount, self.target.atoms.unsqueeze(0))

@@ -45,7 +45,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
 
 def test_ctrl_c_where_nothing_has_to_be_saved_is_one_word_and_130(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, threading\n"
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from fastdqn import evaluation\n"
         "from fastdqn.cli import main\n"
         "evaluation.set_up = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"

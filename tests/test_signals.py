@@ -157,8 +157,9 @@ def test_a_terminal_that_goes_away_ends_a_run_saved_unless_nohup_said_otherwise(
     command = [sys.executable, "-m", "fastdqn", "train", "--preset", "catch", "--no-compile", "--torch-threads", "1",
                "--total-frames", "100M", "--run-dir", str(run)]  # fmt: skip
     process = subprocess.Popen(
-        [*(["nohup"] if ignored else []), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        [*(["nohup"] if ignored else []), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may be under nohup
+    )  # fmt: skip
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
         assert process.poll() is None
         time.sleep(0.05)

@@ -229,7 +229,7 @@ def test_a_network_whose_units_are_dead_is_told_once(
     run = Run(replace(quiet("catch", tmp_path / "run", total_frames=3_000), ui="plain"), ["test"])
     if dead:
         for network in (run.learner.online, run.learner.target):
-            torch.nn.init.constant_(dict(network.named_parameters())["encoder.0.bias"], -1e3)
+            torch.nn.init.constant_(dict(network.named_parameters())["encoder.1.bias"], -1e3)
     run.envs.start()
     with run:
         while run.clock.env_steps < 3_000:
