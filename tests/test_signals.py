@@ -160,17 +160,20 @@ def test_a_terminal_that_goes_away_ends_a_run_saved_unless_nohup_said_otherwise(
         [*(["nohup"] if ignored else []), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may be under nohup
     )  # fmt: skip
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    rows = len((run / "metrics.jsonl").read_text().splitlines())
-    process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGHUP)  # a terminal that closes sends two
-    if ignored:
-        while len((run / "metrics.jsonl").read_text().splitlines()) < rows + 2:
+    try:
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+        rows = len((run / "metrics.jsonl").read_text().splitlines())
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)  # a terminal that closes sends two
+        if ignored:
+            while len((run / "metrics.jsonl").read_text().splitlines()) < rows + 2:
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()  # where the test fails
     assert process.returncode == (143 if ignored else 129)
     assert checkpoint.load(run / "checkpoints").step > 0
