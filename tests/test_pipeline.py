@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdqn.config import Config
 from fastdqn.run import Run
 from fastdqn.trainer import step_group
-
-TINY = replace(
-    Config(), env="Breakout", num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400, hidden_size=16,
-    target_update_period=100, total_frames=4_000, compile=False, precision="fp32", ui="quiet", torch_threads=2,
-)  # fmt: skip
+from tests.small_runs import TINY
 
 
 @pytest.fixture
