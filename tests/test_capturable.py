@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import quiet
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 from fastdqn.config import load_preset, preset_names
 from fastdqn.run import Run
 from fastdqn.trainer import step_group
-from tests.small_runs import quiet
 
 # Operations that bring data to the host, whose result's shape hangs on data, or that bring a number from the host: on CUDA
 # each one is a host sync. What reads a CPU's memory without an operation, as `tolist` does, shows as a frozen number.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import TINY
 
 from fastdqn.run import Run
 from fastdqn.trainer import step_group
-from tests.small_runs import TINY
 
 
 @pytest.fixture
