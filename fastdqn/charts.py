@@ -23,6 +23,7 @@ class Line(NamedTuple):
     label: str
     runs: Sequence[Curve]
     mean: Band | None  # None: nothing to average yet
+    place: int = 0  # among the groups: its colour and its mark
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,13 @@ def ascii_chart(panel: Panel, *, width: int = 80, height: int = 20) -> str:
         for run in line.runs:
             if len(run.x):
                 trace(run.x, run.y, ".")
-    for index, line in enumerate(panel.lines):
+    for line in panel.lines:
         if line.mean is not None:
-            trace(line.mean.x, line.mean.mean, ASCII_MARKS[index % len(ASCII_MARKS)])
+            trace(line.mean.x, line.mean.mean, ASCII_MARKS[line.place % len(ASCII_MARKS)])
     rows = [f"{labels.get(row, ''):>{gutter}}|{''.join(line).rstrip()}" for row, line in enumerate(cells)]
     last = short(right)
     axis = f"{'0':<{max(columns - len(last), 1)}}{last}"
-    marks = [f"{ASCII_MARKS[index % len(ASCII_MARKS)]} {line.label}" for index, line in enumerate(panel.lines)]
+    marks = [f"{ASCII_MARKS[line.place % len(ASCII_MARKS)]} {line.label}" for line in panel.lines]
     legend = "   ".join([*marks, *(f"- {level}" for level in legend_levels(panel, found))])
     return "\n".join([
         panel.title, *rows, " " * gutter + "+" + "-" * columns, " " * (gutter + 1) + axis,
@@ -155,8 +156,8 @@ def svg_chart(panel: Panel, *, width: int = 440, height: int = 250) -> str:
         _, y = point(left, level).split(",")
         parts.append(f'<path class="level" d="M{x0} {y}H{x1}"/>')
         parts.append(f'<text x="{x1}" y="{y}" dy="-4" class="end">{escape(name)} {level:g}</text>')
-    for index, line in enumerate(panel.lines):
-        colour = f"c{index % COLOURS}"
+    for line in panel.lines:
+        colour = f"c{line.place % COLOURS}"
         if line.mean is not None and line.mean.low is not None and line.mean.high is not None:
             edge = path(line.mean.x, line.mean.low), path(line.mean.x[::-1], line.mean.high[::-1])
             parts.append(f'<polygon class="band {colour}" points="{edge[0]} {edge[1]}"/>')

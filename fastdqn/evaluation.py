@@ -353,14 +353,24 @@ def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scree
 
 
 def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
-    """Copies the checkpoint to `root`, with its score, unless what is there was scored higher. Returns whether."""
-    if checkpoint.checkpoints(root):
-        best = checkpoint.load(root)
-        if best.state.get("eval_score_mean", -np.inf) > score_mean:
-            return False
-        if best.step == saved.step:  # with its new score; an intact one would not be written again
-            shutil.rmtree(best.path)
-    checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
+    """Copies the checkpoint to `root`, with its score, unless what is there was scored higher. Returns whether.
+
+    What is there and damaged was scored by nobody.
+    """
+    try:
+        best = checkpoint.load(root) if checkpoint.checkpoints(root) else None
+    except CheckpointError:
+        if root.is_symlink():
+            raise
+        best = None
+    if best is not None and best.state.get("eval_score_mean", -np.inf) > score_mean:
+        return False
+    if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again
+        shutil.rmtree(best.path)
+    path = checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
+    for other in checkpoint.checkpoints(root):  # a later step with a lower score, of a run that was set back since
+        if other.name > path.name:
+            shutil.rmtree(other)
     return True
 
 

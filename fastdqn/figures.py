@@ -49,8 +49,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     if panel.dots is not None:
         axes.plot(*panel.dots, ".", markersize=2, color="#b8c4d6", label="one game")
-    for index, line in enumerate(panel.lines):
-        colour = PALETTE[index % len(PALETTE)]
+    for line in panel.lines:
+        colour = PALETTE[line.place % len(PALETTE)]
         if len(line.runs) > 1:
             for run in line.runs:
                 axes.plot(*run, color=colour, linewidth=0.7, alpha=0.45)

@@ -83,16 +83,23 @@ def load(names: Sequence[str]) -> list[History]:
     """Reads runs given as folders or as names under `runs/`.
 
     Raises:
-        UsageError: none given, no such run, or a config.toml that cannot be understood.
+        UsageError: none given, no such run, or a config.toml or log that cannot be understood.
     """
     if not names:
         raise UsageError("runs=: no run given; name one or more folders that training printed")
     paths = [runs.find(name) for name in names]
-    return [
-        History(path, Config.load(path / "config.toml"), runs.games(path), runs.metrics(path), runs.status(path),
-                runs.environment(path), runs.evaluations(path))
-        for path in dict.fromkeys(paths)
-    ]  # fmt: skip
+    return [_read(path) for path in dict.fromkeys(paths)]
+
+
+def _read(path: Path) -> History:
+    config = Config.load(path / "config.toml")
+    try:
+        games, rows = runs.games(path), runs.metrics(path)
+    except (OSError, ValueError, LookupError, RecursionError) as error:
+        raise UsageError(
+            f"run={path}: its logs cannot be read ({error}); `fastdqn resume` drops damaged lines, or leave this run out"
+        ) from None
+    return History(path, config, games, rows, runs.status(path), runs.environment(path), runs.evaluations(path))
 
 
 def group_by(histories: Sequence[History], field: str) -> dict[str, list[History]]:

@@ -26,7 +26,7 @@ class Logs:
         self._metrics = (folder.path / "metrics.jsonl").open("a")
         self._failing = self._closed = False
 
-    def write(self, row: dict[str, Any], **figures: Any) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """A row of metrics, the games since the last one, and the run's status."""
         with self._training_goes_on():
             self._metrics.write(json.dumps(row) + "\n")
@@ -34,7 +34,10 @@ class Logs:
             if self._tracker is not None:
                 self._tracker.write(row)
             self._episodes.flush()
-            self._folder.status("running", **figures)
+            self._folder.status(
+                "running", frames=row["frames"], frames_per_second=row["perf/fps"],
+                score_mean_100=row["charts/episodic_return"],
+            )  # fmt: skip
 
     def write_games(self) -> None:
         """The games since the last row of metrics."""

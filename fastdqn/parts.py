@@ -53,7 +53,7 @@ class Parts:
     memory: str  # what all of it takes of what was free, part by part
 
 
-def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
+def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Parts:
     """Builds one rank's parts of a resolved config, and sets torch's global switches; adds to `notes` what was derived.
 
     Raises:
@@ -78,7 +78,7 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     obs_shape = preflight.obs_shape_of(config, screen)
     network = meta_network(config, screen, dtype)
     memory = preflight.check(config, device, screen, network, compile=compile, ranks=ranks.local_size)
-    envs = make_envs(config, screen, threads.env, epoch=0, first_env=ranks.rank * config.num_envs)
+    envs = make_envs(config, screen, threads.env, epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,

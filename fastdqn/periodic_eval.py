@@ -51,7 +51,7 @@ class PeriodicEval:
         return {"eval/score_mean": results[-1]["score_mean"], "eval/step": results[-1]["checkpoint_step"]}
 
     def start(self) -> None:
-        """Evaluates the newest checkpoint, unless an evaluation is going on."""
+        """Evaluates the newest checkpoint, unless an evaluation is going on. One that cannot start is a failure told later."""
         if self.running:
             return
         command = [
@@ -59,11 +59,14 @@ class PeriodicEval:
             "--device", "cpu", "--threads", "1", "--keep-best", "--seed", str(runs.SELECTION_SEED),
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(
-                ["nice", "-n", "19", *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
+        try:
+            with self._log.open("a") as log:
+                self._process = subprocess.Popen(
+                    ["nice", "-n", "19", *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+                    start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:  # no memory for a process, no place for its log, no program `nice`
+            self.failures.append(f"evaluation not started: {error}")
 
     def finish(self, unless: Callable[[], bool]) -> None:
         """Evaluates the newest checkpoint after all, once what is going on has ended, as long as `unless` is false."""

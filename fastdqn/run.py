@@ -1,7 +1,6 @@
 """The parts of one training run, built in order, and what surrounds its loop: plan, log, checkpoints, ending."""
 
 import json
-import math
 import sys
 import tempfile
 import time
@@ -55,7 +54,7 @@ class Run:
     def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
         self.config, self.notes = config.resolved(loaded=saved is not None)
         self.clock, self.phase = Clock(), PhaseTimer("env", "act", "append", "learn", "log")
-        self.epoch, self.learn_from, self.refused = 0, 0, 0
+        self.epoch, self.learn_from, self.refused = 0 if saved is None else saved.state["epoch"] + 1, 0, 0
         self.stopping, self.logging, self.unsaved, self._told = False, False, False, False
         self.stop: StopRequest | None = None
         self._saves_replay, self._eval_waits = self.config.checkpoint_replay == "full", False
@@ -69,7 +68,7 @@ class Run:
             if self.ranks.size > 1:
                 self._join_in()
             config = self.config
-            parts = build(config, self.notes, self.ranks)
+            parts = build(config, self.notes, self.ranks, epoch=self.epoch)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
             self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
@@ -143,8 +142,6 @@ class Run:
                 f"the replay was not saved: learning goes on at env step {self.learn_from:,}, when the ring has "
                 f"{self.config.learning_starts:,} new rows"
             )
-        self.epoch = state["epoch"]
-        self._new_games()
         trim(self.folder.path / "metrics.jsonl", lambda row: json.loads(row)["global_step"] <= self.clock.env_steps)
         trim(
             self.folder.path / "episodes.csv",
@@ -153,17 +150,14 @@ class Run:
 
     def new_epoch(self) -> None:
         """Begins new games, as a resumed run has to, for EnvPool cannot save one: so a deterministic run ends as if whole."""
-        self._new_games()
-        self.ring.seam()
-        self.envs.start()
-
-    def _new_games(self) -> None:
         self.epoch += 1
         self.envs.close()
         config = self.config.share(self.ranks.size)
         first_env = self.ranks.rank * config.num_envs
         self.envs = make_envs(config, self.screen, self.threads.env, self.epoch, first_env)
         self.envs.on_stall = self.save_now
+        self.ring.seam()
+        self.envs.start()
 
     def heed(self) -> bool:
         """Whether a signal asked the run to end. To ask is to answer."""
@@ -221,10 +215,7 @@ class Run:
             **self.periodic_eval.new_scores(),
             "system/compiled_graphs": compiled_graphs(),
         }
-        self._logs.write(
-            row, frames=snapshot.frames, frames_per_second=snapshot.frames_per_second_10s,
-            score_mean_100=snapshot.score_mean_100,
-        )  # fmt: skip
+        self._logs.write(row)
         self.dashboard.update(snapshot)
 
     def _share_episodes(self) -> None:
@@ -357,7 +348,7 @@ class Run:
             "target_syncs": self.clock.target_syncs,
             "episodes": self.episodes.episodes,
             "score_mean_100": self.episodes.score_mean_100,
-            "frames_per_second": self.frames / seconds if seconds > 0 else math.nan,
+            "frames_per_second": self.frames / seconds if seconds > 0 else None,
             "wall_seconds": seconds,
             "compile_seconds": self.pipeline.compile_seconds,
             "phase_seconds": dict(self.phase.seconds),
@@ -373,8 +364,21 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Saves, whatever ended the loop, and says how it ended."""
+        """Saves, whatever ended the loop, says how it ended, and lets go of everything."""
         self._ended = time.perf_counter()
+        state, figures = "failed", {}
+        try:
+            state, figures = self._wind_up(error), self.summary()
+        finally:  # of a device that has failed nothing can be read any more, and that raises here
+            self.periodic_eval.stop()
+            self._logs.close(state, **figures)
+            self.dashboard.close()
+            self.dashboard.say(f"{state}: {self.folder.path}")
+            self.envs.close()
+            self.folder.release()
+
+    def _wind_up(self, error: BaseException | None) -> str:
+        """Saves, has the last evaluation played and the last row logged. Returns how the run ended."""
         self.logging = False  # an error may have come between two ranks' agreement to log and the logging
         if error is None:
             try:
@@ -387,13 +391,7 @@ class Run:
         if self.config.eval_period_frames > 0 and self.ranks.first and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
             self.periodic_eval.finish(unless=self.heed)
-        self.periodic_eval.stop()
         for failure in self.periodic_eval.failures:
             self.dashboard.say(f"warning: {failure}")
         self.log()
-        state = "failed" if error is not None or self.unsaved else "finished" if finished else "interrupted"
-        self._logs.close(state, **self.summary())
-        self.dashboard.close()
-        self.dashboard.say(f"{state}: {self.folder.path}")
-        self.envs.close()
-        self.folder.release()
+        return "failed" if error is not None or self.unsaved else "finished" if finished else "interrupted"

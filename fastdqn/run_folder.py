@@ -88,9 +88,16 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def trim(path: Path, keep: Callable[[str], bool]) -> int:
-    """Removes the lines of a log that `keep` refuses, in one step. Returns how many; 0 where there is no file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and keep(line)]
+    """Removes the lines of a log that `keep` refuses or cannot read, in one step. Returns how many; 0 without a file."""
+
+    def readable(line: str) -> bool:
+        try:
+            return line.endswith("\n") and keep(line)
+        except (ValueError, LookupError, TypeError):  # damaged: it would stop every later reader
+            return False
+
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if readable(line)]
     if len(kept) < len(lines):
         replace_text(path, "".join(kept))
     return len(lines) - len(kept)

@@ -13,6 +13,11 @@ from fastdqn.errors import UsageError
 RUNS = Path("runs")
 # of the evaluations during training; not `fastdqn eval`'s own: games that chose an agent flatter it when they score it
 SELECTION_SEED = 0
+# what tells a result of an evaluation from any other JSON file
+RESULT_FIELDS = {
+    "checkpoint_step", "protocol", "sticky_actions", "epsilon", "seed", "episodes", "distinct_games", "score_mean",
+    "score_median", "score_min", "score_max", "score_ci95",
+}  # fmt: skip
 
 
 class Games(NamedTuple):
@@ -44,31 +49,36 @@ def find(name: str) -> Path:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that is still being written is left out."""
-    return _json_lines(run / "metrics.jsonl")
+    """The rows of metrics.jsonl; a last line that is still being written is left out.
+
+    Raises:
+        ValueError: a line is no row of metrics.
+    """
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    for row in rows:
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(name), int | float) for name in ("global_step", "frames", "wall_seconds")
+        ):
+            raise ValueError(f"metrics.jsonl: no row of metrics: {str(row)[:60]}")
+    return rows
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results under eval/, oldest first: by checkpoint step, protocol and time; those that chose an agent before others."""
+    """The results under eval/, oldest first: by checkpoint step, protocol and time; those that chose an agent before others.
+
+    A file that is no result is left out.
+    """
     # a name that begins with a dot is a result that is still being written
     files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    results = [json.loads(path.read_text()) for path in files]
-    return sorted(
-        results,
-        key=lambda one: (
-            one.get("checkpoint_step", 0),
-            one.get("protocol", ""),
-            one.get("seed") != SELECTION_SEED,
-        ),
-    )
+    results = [result for result in map(_json_object, files) if result.keys() >= RESULT_FIELDS]
+    return sorted(results, key=lambda one: (one["checkpoint_step"], one["protocol"], one["seed"] != SELECTION_SEED))
 
 
 def status(run: Path) -> dict[str, Any]:
-    """status.json: `state` is running, finished, interrupted or failed, starting in a sweep; empty before the first."""
-    try:
-        return json.loads((run / "status.json").read_text())
-    except FileNotFoundError:
-        return {}
+    """status.json: `state` is running, finished, interrupted or failed, starting in a sweep; empty where there is none."""
+    return _json_object(run / "status.json")
 
 
 def saved_step(run: Path) -> int | None:
@@ -78,15 +88,16 @@ def saved_step(run: Path) -> int | None:
 
 
 def environment(run: Path) -> dict[str, Any]:
-    """environment.json: versions, processor, GPU, commit."""
-    try:
-        return json.loads((run / "environment.json").read_text())
-    except FileNotFoundError:
-        return {}
+    """environment.json: versions, processor, GPU, commit; empty where there is none."""
+    return _json_object(run / "environment.json")
 
 
 def games(run: Path) -> Games:
-    """The rows of episodes.csv; a last line that is still being written is left out."""
+    """The rows of episodes.csv; a last line that is still being written is left out.
+
+    Raises:
+        ValueError, IndexError: a line is no row of it.
+    """
     path = run / "episodes.csv"
     text = path.read_text() if path.exists() else ""
     rows = [
@@ -104,8 +115,10 @@ def games(run: Path) -> Games:
     )
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file says; {} where there is none, or none that holds an object."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

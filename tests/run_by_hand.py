@@ -52,7 +52,7 @@ def write_evaluation(run: Path, mean: float, *, step: int = 1_000, protocol: str
     """An evaluation result with the fields that `evaluate` stores."""
     (run / "eval").mkdir(exist_ok=True)
     result = {
-        "env": "Catch-v0", "protocol": protocol, "sticky_actions": 0.0, "epsilon": 0.001, "episodes": 100,
+        "env": "Catch-v0", "protocol": protocol, "seed": 1, "sticky_actions": 0.0, "epsilon": 0.001, "episodes": 100,
         "score_mean": mean, "score_median": mean, "score_ci95": [mean - 1, mean + 1], "score_min": mean - 2,
         "score_max": mean + 2, "human_normalized": None, "distinct_games": 77, "checkpoint_step": step,
         "frames": step, "capped_games": 0,

@@ -48,10 +48,43 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
         (5, 5.5, 5),
         (5, 9.0, 5),
         (6, 7.0, 5),
+        (4, 9.5, 4),
     ):
         saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
         assert _keep_best(saved, score, tmp_path / "best") == (kept == step)
         assert checkpoint.load(tmp_path / "best").step == kept
+
+
+def test_a_damaged_best_agent_is_replaced(tmp_path: Path) -> None:
+    from fastdqn.checkpoint import Checkpoint
+    from fastdqn.evaluation import _keep_best
+
+    for step, score in ((1, 5.0), (2, 4.0), (2, 3.0)):
+        saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
+        assert _keep_best(saved, score, tmp_path / "best")
+        assert checkpoint.load(tmp_path / "best").step == step
+        (tmp_path / "best" / f"step_{step:012d}" / "state.json").write_text("{}")
+
+
+def result_of(**changes: object) -> str:
+    """A whole result of an evaluation."""
+    numbers = dict.fromkeys(runs.RESULT_FIELDS, 1)
+    return json.dumps({**numbers, "protocol": "run", "score_ci95": [1, 1], **changes})
+
+
+def test_an_evaluation_that_cannot_start_is_told_and_training_goes_on(tmp_path: Path) -> None:
+    evaluation = PeriodicEval(tmp_path / "no such folder", episodes=1)
+    evaluation.start()
+    assert not evaluation.running and "not started" in evaluation.failures[0] and evaluation.new_scores() == {}
+
+
+def test_a_file_that_is_no_result_is_none(tmp_path: Path) -> None:
+    (tmp_path / "eval").mkdir()
+    for number, text in enumerate(["[]", "{}", '{"score_m', '{"score_mean": 1}', "7", "[" * 100_000, "\x00"]):
+        (tmp_path / "eval" / f"{number}.json").write_text(text)
+    (tmp_path / "eval" / "folder.json").mkdir()
+    (tmp_path / "eval" / "real.json").write_text(result_of(score_mean=2.5))
+    assert [result["score_mean"] for result in runs.evaluations(tmp_path)] == [2.5]
 
 
 def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told(tmp_path: Path) -> None:
@@ -64,8 +97,8 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
     evaluation.wait()
     assert not evaluation.running and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
     assert "holds no run" in (tmp_path / "eval" / "log.txt").read_text()
-    earlier = {"seed": runs.SELECTION_SEED, "score_mean": 7.0, "checkpoint_step": 1}
-    (tmp_path / "eval" / "earlier.json").write_text(json.dumps(earlier))
+    (tmp_path / "eval" / "earlier.json").write_text(result_of(seed=runs.SELECTION_SEED))
+    assert len(runs.evaluations(tmp_path)) == 1
     assert evaluation.new_scores() == {}  # an older result is not the failed one's
 
 
@@ -74,8 +107,7 @@ def test_only_results_of_its_own_seed_are_reported_as_the_runs_scores(tmp_path: 
         load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(tmp_path / "run"),
     )  # fmt: skip
     train(config)
-    by_hand = {"seed": 1, "score_mean": 7.0, "checkpoint_step": 10**9}
-    (tmp_path / "run" / "eval" / "by_hand.json").write_text(json.dumps(by_hand))
+    (tmp_path / "run" / "eval" / "by_hand.json").write_text(result_of(seed=1, checkpoint_step=10**9))
     evaluation = PeriodicEval(tmp_path / "run", episodes=1)
     evaluation.start()
     evaluation.wait()

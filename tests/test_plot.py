@@ -50,6 +50,46 @@ def test_groups_form_by_any_field_and_share_a_panel(tmp_path: Path, capsys) -> N
     assert [group["label"] for group in panel["groups"]] == [f"n_step {n} (1 seed)" for n in (1, 3, 5)]
 
 
+def test_a_group_has_one_mark_in_the_panels_of_all_games(tmp_path: Path, capsys) -> None:
+    runs = [write_run(tmp_path / "a", [1.0] * 10, env="Pong", preset="fast")]
+    runs += [write_run(tmp_path / game, [1.0] * 10, env=game, preset="rainbow") for game in ("Pong", "Breakout")]
+    assert main(["plot", *map(str, runs), "--ascii"]) == 0
+    pong, breakout = capsys.readouterr().out.split("Breakout\n", 1)
+    assert "* fast" in pong and "o rainbow" in pong and "o rainbow" in breakout and "* " not in breakout
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", "xx\n"),
+        ("metrics.jsonl", '{"global_step": 1}\n'),
+        ("metrics.jsonl", "[]\n"),
+        ("episodes.csv", "1.0\n"),
+        ("episodes.csv", "a,b,c,d,e,f\n"),
+    ],
+)
+def test_a_damaged_log_is_one_line_and_a_damaged_status_is_none(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10)
+    for other in ("status.json", "environment.json"):
+        (run / other).write_text('{"state": "fin')
+    for command in ("plot", "compare", "report"):
+        out = (
+            []
+            if command == "compare"
+            else ["-o", str(tmp_path / f"{command}.{'svg' if command == 'plot' else 'html'}")]
+        )
+        assert main([command, str(run), *out]) == 0
+        whole = (run / name).read_text()
+        (run / name).write_text(whole + text)
+        capsys.readouterr()
+        assert main([command, str(run), *out]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: run={run}: its logs cannot be read (") and line.count("\n") == 1
+        (run / name).write_text(whole)
+
+
 @pytest.mark.parametrize(("axis", "last"), [("frames", 4 * 960), ("steps", 960), ("wall", 2.0)])
 def test_x_is_frames_or_env_steps_or_minutes(axis: str, last: float, tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run", [1.0] * 120, preset="fast")

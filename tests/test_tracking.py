@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,7 +53,12 @@ def test_a_wandb_run_is_written_offline_and_holds_the_metrics(tmp_path: Path, mo
 def test_a_missing_extra_is_answered_with_the_line_that_installs_it(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(tracking.metadata, "version", missing)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / kind).mkdir()  # as W&B leaves it behind: no package
     with pytest.raises(UsageError, match=rf"track={kind}: .*pip install 'fastdqn\[{kind}\]'"):
         train(short(tmp_path / "run", track=kind))
     assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from fastdqn.cli import main
 from fastdqn.distributed import RankLostError, Ranks
 from fastdqn.errors import UsageError
 from fastdqn.run import Run
+from fastdqn.run_folder import RunFolder
 from fastdqn.trainer import step_group, train
 
 
@@ -203,6 +204,23 @@ def test_an_interrupted_run_saves_and_exits_with_its_signals_code(number: int, e
     summary = json.loads(out.splitlines()[-1])
     assert checkpoint.load(run / "checkpoints").state["env_steps"] == summary["env_steps"] > 0
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_device_that_fails_leaves_the_run_failed_and_its_folder_free(tmp_path, monkeypatch) -> None:
+    """As a CUDA fault does: after it nothing on the device can be read, the weights for a checkpoint neither."""
+    run = Run(quiet("catch", tmp_path / "run"), ["test"])
+    run.envs.start()
+    with pytest.raises(RuntimeError, match="CUDA error"), run:
+        monkeypatch.setattr(run.learner, "state", fault)
+        fault()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    RunFolder(tmp_path / "run", resumed=True).release()
+    with pytest.raises(ValueError, match="closed"):
+        run.envs.recv()
+
+
+def fault() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def test_a_rank_that_is_lost_in_mid_iteration_leaves_the_others_run_failed_and_its_folder_free(tmp_path) -> None:

@@ -50,7 +50,7 @@ def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_
     run = Run(quiet("catch", tmp_path / "run"), ["test"])
     seeds = []
     for run.ranks in (Ranks(0, 2), Ranks(1, 2)):
-        run._new_games()
+        run.new_epoch()
         seeds.append(set(run.envs._pool.spec.config.env_seed))
     run.envs.close()
     assert not seeds[0] & seeds[1]
@@ -97,7 +97,7 @@ def test_what_counts_env_steps_and_what_counts_frames(tmp_path: Path) -> None:
 def test_a_pool_that_stalls_has_the_run_saved_in_every_epoch(tmp_path: Path) -> None:
     run = Run(quiet("catch", tmp_path / "run"), ["test"])
     assert run.envs.on_stall == run.save_now
-    run._new_games()
+    run.new_epoch()
     assert run.envs.on_stall == run.save_now
     run.envs.close()
 

@@ -42,9 +42,10 @@ def main(flags: Flags) -> int:
     if flags.window < 0:
         raise UsageError(f"window={flags.window}: give a number from 1, or 0 for 100 games or 10 log rows")
     histories = load(flags.runs)
+    groups = history.group_by(histories, flags.group_by)
     panels = [
-        panel_of([one for one in histories if one.game == game], flags)
-        for game in dict.fromkeys(history.game for history in histories)
+        panel_of([one for one in histories if one.game == game], list(groups), flags)
+        for game in dict.fromkeys(one.game for one in histories)
     ]
     lines = []
     if flags.ascii:
@@ -56,15 +57,15 @@ def main(flags: Flags) -> int:
         lines.append(f"plot: {out}")
     figures = {"plot": None if out is None else str(out), "metric": flags.metric, "x": flags.x, "panels": []}
     for panel in panels:
-        groups = [newest(line) for line in panel.lines]
-        figures["panels"].append({"title": panel.title, "groups": groups})
-        lines += [f"{panel.title}: {describe(group, panel.ylabel)}" for group in groups]
+        ends = [newest(line) for line in panel.lines]
+        figures["panels"].append({"title": panel.title, "groups": ends})
+        lines += [f"{panel.title}: {describe(end, panel.ylabel)}" for end in ends]
     emit("\n".join(lines), figures, as_json=flags.json)
     return 0
 
 
-def panel_of(histories: Sequence[History], flags: Flags) -> Panel:
-    """The curves of the runs of one game."""
+def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> Panel:
+    """The curves of the runs of one game. A group of the same name has the same colour in every game's panel."""
     if flags.metric == "score":
         window = flags.window or history.WINDOW
         ylabel = f"score, mean of the last {window} games"
@@ -86,7 +87,7 @@ def panel_of(histories: Sequence[History], flags: Flags) -> Panel:
             if len(curves) > 1
             else f"{label} ({len(curves)} seed{'s' * (not curves)})"
         )
-        lines.append(Line(words, curves, mean_curve(curves)))
+        lines.append(Line(words, curves, mean_curve(curves), groups.index(label)))
     alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
     return Panel(
         title=histories[0].game,
