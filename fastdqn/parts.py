@@ -59,7 +59,7 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     Raises:
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
     """
-    config = config.share(ranks.size)
+    whole, config = config, config.share(ranks.size)
     device = resolve_device(config.device, ranks.local_rank)
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
     threads = resolve_threads(config, device, ranks.local_size)
@@ -77,7 +77,7 @@ def build(config: Config, notes: list[str], ranks: Ranks) -> Parts:
     frame_shape, frame_dtype = preflight.row_of(config, screen)
     obs_shape = preflight.obs_shape_of(config, screen)
     network = meta_network(config, screen, dtype)
-    memory = preflight.check(config, device, screen, network, compile=compile, ranks=ranks.local_size)
+    memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
     envs = make_envs(config, screen, threads.env, epoch=0, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,

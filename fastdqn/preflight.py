@@ -6,8 +6,9 @@ import torch
 
 from fastdqn import atari, footprint, hardware
 from fastdqn.config import Config
+from fastdqn.distributed import Ranks
 from fastdqn.footprint import Need
-from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes
+from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes, row_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.screens import Screen
 from fastdqn.units import size
@@ -18,6 +19,11 @@ def row_of(config: Config, screen: Screen | None) -> tuple[tuple[int, ...], torc
     if screen is None:
         return (atari.vector_size(config.name.canonical),), torch.float32
     return screen.frame_shape, torch.uint8
+
+
+def bytes_per_row(config: Config, screen: Screen | None) -> int:
+    """Bytes of one row of the ring."""
+    return row_bytes(*row_of(config, screen), prioritized=config.prioritized)
 
 
 def obs_shape_of(config: Config, screen: Screen | None) -> tuple[int, ...]:
@@ -39,7 +45,7 @@ def needs_of(
     """The table of `footprint` for the run of a resolved config. `network` is of its shape, on the meta device."""
     is_atari, cuda = config.name.is_atari, device.type == "cuda"
     shape, dtype = row_of(config, screen)
-    ring = required_bytes(config.replay_capacity, config.num_envs, shape, dtype, prioritized=config.prioritized)
+    ring = required_bytes(config.replay_capacity, config.num_envs, bytes_per_row(config, screen))
     seen = shape if screen is None else (*screen.image_size, 1 if screen.grayscale else 3)
     obs_shape = obs_shape_of(config, screen)
     obs_bytes, screen_bytes = math.prod(obs_shape) * dtype.itemsize, math.prod(seen) * dtype.itemsize
@@ -78,26 +84,24 @@ def rest_of(table: list[Need], device: torch.device) -> int:
 
 
 def check(
-    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool, ranks: int = 1
+    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool, ranks: Ranks
 ) -> str:
-    """The parts and what is free, in one line, if all of them fit. Raises ValueError if not: see `check_fits`.
+    """One rank's parts and what is free for it, in one line, if all of them fit. `config` is the whole job's.
 
-    Args:
-        config: one rank's.
-        ranks: how many of them this machine's memory has to hold.
+    Raises:
+        ValueError: they do not fit; names what was typed, need and have.
     """
-    shape, dtype = row_of(config, screen)
-    table = needs_of(config, device, screen, network, compile=compile)
+    table = needs_of(config.share(ranks.size), device, screen, network, compile=compile)
     check_fits(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
-        obs_shape=shape,
-        obs_dtype=dtype,
+        per_row=bytes_per_row(config, screen),
         device=device,
-        prioritized=config.prioritized,
         reserve_bytes=rest_of(table, device),
-        ranks=ranks,
+        ranks=ranks.size,
+        local_ranks=ranks.local_size,
     )
     if device.type == "cuda":
-        check_host(footprint.total(table, on_device=False, cuda=True), config.num_envs, ranks)
-    return f"{footprint.describe(table)}; {size(free_bytes(device, ranks))} were free on {device}"
+        needed = footprint.total(table, on_device=False, cuda=True)
+        check_host(needed, config.num_envs, ranks.size, ranks.local_size)
+    return f"{footprint.describe(table)}; {size(free_bytes(device, ranks.local_size))} were free on {device}"

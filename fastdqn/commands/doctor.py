@@ -195,7 +195,7 @@ def largest_ring(free: int) -> tuple[int, int]:
     import torch
 
     from fastdqn import hardware, preflight
-    from fastdqn.memory import largest_capacity
+    from fastdqn.memory import largest_capacity, row_bytes
     from fastdqn.networks import QNetwork
     from fastdqn.screens import screen_of
 
@@ -205,7 +205,7 @@ def largest_ring(free: int) -> tuple[int, int]:
     with torch.device("meta"):
         network = QNetwork(preflight.obs_shape_of(config, screen), preflight.num_actions(config), compute_dtype=dtype)
     rest = preflight.rest_of(preflight.needs_of(config, device, screen, network, compile=True), device)
-    return largest_capacity(max(free - rest, 0), config.num_envs, FRAME, torch.uint8), rest
+    return largest_capacity(free - rest, config.num_envs, row_bytes(FRAME, torch.uint8)), rest
 
 
 def check_cores() -> Finding:
