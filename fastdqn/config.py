@@ -183,11 +183,6 @@ class Config:
         return self.frame_skip if self.name.is_atari else 1
 
     @property
-    def _has_fire(self) -> bool:
-        known = fire_action(self.name.game, full_action_set=self.full_action_set)
-        return self.name.is_atari and known is not None
-
-    @property
     def total_env_steps(self) -> int:
         """Env steps of the whole run, rounded up."""
         return -(-self.total_frames // self.action_repeat)
@@ -228,7 +223,8 @@ class Config:
             raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature, impala or auto")
         elif self.frame_stack == 1:
             notes.append(f"frame_stack 1: the network sees no motion in {self.name.canonical}; the usual is 4")
-        if self.fire_after_life_loss == "on" and not self._has_fire:
+        fire = fire_action(self.name.game, full_action_set=self.full_action_set)
+        if self.fire_after_life_loss == "on" and fire is None:
             raise UsageError(f"fire_after_life_loss=on: {self.name.canonical} has no FIRE action; use auto or off")
         if self.encoder == "auto":
             changes["encoder"] = "nature" if self.name.is_atari else "mlp"

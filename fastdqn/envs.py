@@ -176,7 +176,7 @@ class VectorEnv:
     def _describe(self, full_action_set: bool, frame_skip: int) -> None:
         space = self._pool.observation_space
         self.num_actions = int(self._pool.action_space.n)
-        self.fire_action = fire_action(self.game, full_action_set=full_action_set) if self.is_atari else None
+        self.fire_action = fire_action(self.game, full_action_set=full_action_set)
         self.frame_skip = frame_skip if self.is_atari else 1
         self.steps_per_second = ATARI_HZ / frame_skip if self.is_atari else TASK_HZ.get(self.env)  # at the game's speed
         cap = int(self._pool.spec.config.max_episode_steps)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastdqn import hardware, preflight
+from fastdqn.atari import num_actions
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
@@ -200,10 +201,9 @@ def make_network(
 
 def meta_network(config: Config, screen: Screen | None, compute_dtype: torch.dtype) -> QNetwork:
     """The network of a resolved config without its memory, for the preflight to measure."""
+    actions = num_actions(config.name, full_action_set=config.full_action_set)
     with torch.device("meta"):
-        return make_network(
-            config, preflight.obs_shape_of(config, screen), preflight.num_actions(config), compute_dtype
-        )
+        return make_network(config, preflight.obs_shape_of(config, screen), actions, compute_dtype)
 
 
 def make_optimizer(config: Config, network: QNetwork, device: torch.device) -> torch.optim.Optimizer:

@@ -32,13 +32,6 @@ def obs_shape_of(config: Config, screen: Screen | None) -> tuple[int, ...]:
     return shape if screen is None else (config.frame_stack, *shape)
 
 
-def num_actions(config: Config) -> int:
-    """Actions of the game or task."""
-    if config.full_action_set and config.name.is_atari:
-        return atari.FULL_ACTION_SET
-    return atari.num_actions(config.name.game if config.name.is_atari else config.name.canonical)
-
-
 def needs_of(
     config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool
 ) -> list[Need]:
