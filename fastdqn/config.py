@@ -9,8 +9,7 @@ import re
 import reprlib
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import resources
@@ -353,19 +352,6 @@ class Config:
                 raise UsageError(f"{source}: {name}={_shown(value)} has the wrong type; see fastdqn train --help")
         floats = {name: float(value) for name, value in values.items() if known[name] in (float, float | None)}
         return replace(self, **{**values, **floats})
-
-
-@contextmanager
-def refused_in_one_line(run_dir: str) -> Iterator[None]:
-    """Turns what a part refuses, and what the disk does, into a UsageError."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error
 
 
 # fields that only matter where another field has one of the given values
