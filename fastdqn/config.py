@@ -186,6 +186,11 @@ class Config:
         """Env steps of the whole run, rounded up."""
         return -(-self.total_frames // self.action_repeat)
 
+    @property
+    def switched_on(self) -> list[str]:
+        """What is switched on of the algorithm, in words."""
+        return [name.replace("_", " ") for name in _SWITCHES if getattr(self, name)]
+
     def resolved(self, *, loaded: bool = False) -> tuple["Config", list[str]]:
         """This config with every None and every spelling settled, and one note for each thing that was derived.
 
@@ -379,7 +384,7 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
 _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
 # what names a run, shows it, or depends on where it runs: two runs that differ in these alone learn alike
 NOT_LEARNING = ("run_dir", "ui", "json", "track", "device", "env_threads", "torch_threads")
-SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
+_SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB
 # inclusive ranges of what a field may be
