@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from benchmarks.publish import publish, spread
 from fastdqn import hardware
 from fastdqn.graphs import Graph
-from fastdqn.memory import check_fits, keep_freed_memory
+from fastdqn.memory import check_fits, keep_freed_memory, row_bytes
 from fastdqn.replay import ReplayRing
 
 GROUP, LANES, FRAME = 32, 64, (84, 84)
@@ -86,7 +86,7 @@ def main() -> None:
             print(f"left out: {capacity:,} frames, with --quick")
             continue
         try:
-            check_fits(capacity=capacity, num_envs=LANES, obs_shape=FRAME, obs_dtype=torch.uint8, device=device,
+            check_fits(capacity=capacity, num_envs=LANES, per_row=row_bytes(FRAME, torch.uint8), device=device,
                        reserve_bytes=2_000_000_000)  # fmt: skip
         except ValueError as error:
             print(f"left out: {error}")

@@ -22,10 +22,15 @@ WordZapper YarsRevenge Zaxxon
 
 FRAME_CAP = 108_000  # of a game: 30 minutes of play, Machado et al. 2018
 
-# Other EnvPool tasks with discrete actions and vector observations.
-VECTOR_TASKS = ("Acrobot-v1", "CartPole-v1", "Catch-v0", "LunarLander-v3", "MountainCar-v0")
-_TASK_ACTIONS = {"Acrobot-v1": 3, "CartPole-v1": 2, "Catch-v0": 3, "LunarLander-v3": 4, "MountainCar-v0": 3}
-_TASK_SIZES = {"Acrobot-v1": 6, "CartPole-v1": 4, "Catch-v0": 50, "LunarLander-v3": 8, "MountainCar-v0": 2}
+# Other EnvPool tasks with discrete actions and vector observations: numbers in an observation, and actions.
+_TASKS = {
+    "Acrobot-v1": (6, 3),
+    "CartPole-v1": (4, 2),
+    "Catch-v0": (50, 3),
+    "LunarLander-v3": (8, 4),
+    "MountainCar-v0": (2, 3),
+}
+VECTOR_TASKS = tuple(_TASKS)
 
 # Well-known tasks that are refused by name.
 _CONTINUOUS_TASKS = frozenset(
@@ -176,26 +181,26 @@ def parse_env(name: str) -> EnvName:
 
 
 def fire_action(game: str, *, full_action_set: bool) -> int | None:
-    """The index of FIRE among the game's actions, None where there is none."""
+    """The index of FIRE among the game's actions, None where there is none or it is no Atari game."""
+    if game not in GAMES:
+        return None
     if full_action_set:
         return 1
-    if game not in GAMES or game in _NO_FIRE:
+    if game in _NO_FIRE:
         return None
     return 0 if game in _FIRE_IS_ACTION_0 else 1
 
 
-def num_actions(name: str) -> int:
-    """Actions of a game ("Breakout", its minimal set) or of a vector task ("CartPole-v1"). KeyError: neither."""
-    if name in VECTOR_TASKS:
-        return _TASK_ACTIONS[name]
-    if name not in GAMES:
-        raise KeyError(name)
-    return _NUM_ACTIONS.get(name, FULL_ACTION_SET)
+def num_actions(env: EnvName, *, full_action_set: bool = False) -> int:
+    """Actions of a game, by itself those of its minimal set, or of a vector task."""
+    if not env.is_atari:
+        return _TASKS[env.canonical][1]
+    return FULL_ACTION_SET if full_action_set else _NUM_ACTIONS.get(env.game, FULL_ACTION_SET)
 
 
 def vector_size(task: str) -> int:
     """Numbers in an observation of a vector task. KeyError: no such task."""
-    return _TASK_SIZES[task]
+    return _TASKS[task][0]
 
 
 def human_normalized_score(game: str, score: float) -> float | None:

@@ -82,7 +82,7 @@ class Checkpoint:
 def save(
     root: Path,
     step: int,
-    tensors: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     large: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -92,8 +92,7 @@ def save(
         root: the folder of all checkpoints of one run; made if missing.
         step: names the checkpoint and orders it among the others. If this very step is already there and intact,
             nothing is written.
-        tensors: group -> name -> tensor, on any device, of any layout. A group may nest (a dict or a TensorDict); names
-            of nested tensors are joined by "/". Shared memory is saved once per name.
+        tensors: group -> name -> tensor, on any device, of any layout. Shared memory is saved once per name.
         state: JSON. Tuples come back as lists, keys as strings.
         large: tensors that are written from where they are, in chunks.
 
@@ -103,12 +102,12 @@ def save(
     return write(root, step, to_host(tensors), state, large)
 
 
-def to_host(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
+def to_host(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """Contiguous copies in host memory that share nothing with the originals nor with one another.
 
     From CUDA each copy waits for the device.
     """
-    return {group: _flat_copies(tree) for group, tree in tensors.items()}
+    return {group: {name: _host_copy(one) for name, one in named.items()} for group, named in tensors.items()}
 
 
 def write(
@@ -209,18 +208,9 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, step, tensors, state)
 
 
-def _flat_copies(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    flat: dict[str, Tensor] = {}
-    for key, value in tree.items():
-        if isinstance(value, Tensor):
-            # contiguous_format: a plain copy of a channels_last weight keeps its strides, which safetensors refuses
-            named = {prefix + key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)}
-        else:
-            named = _flat_copies(value, f"{prefix}{key}/")
-        if clash := flat.keys() & named.keys():
-            raise ValueError(f"tensors: two of them are named {min(clash)!r} once nested names are joined by '/'")
-        flat |= named
-    return flat
+def _host_copy(tensor: Tensor) -> Tensor:
+    # contiguous_format: a plain copy of a channels_last weight keeps its strides, which safetensors refuses
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _write_files(

@@ -9,8 +9,7 @@ import re
 import reprlib
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import resources
@@ -183,14 +182,14 @@ class Config:
         return self.frame_skip if self.name.is_atari else 1
 
     @property
-    def _has_fire(self) -> bool:
-        known = fire_action(self.name.game, full_action_set=self.full_action_set)
-        return self.name.is_atari and known is not None
-
-    @property
     def total_env_steps(self) -> int:
         """Env steps of the whole run, rounded up."""
         return -(-self.total_frames // self.action_repeat)
+
+    @property
+    def switched_on(self) -> list[str]:
+        """What is switched on of the algorithm, in words."""
+        return [name.replace("_", " ") for name in _SWITCHES if getattr(self, name)]
 
     def resolved(self, *, loaded: bool = False) -> tuple["Config", list[str]]:
         """This config with every None and every spelling settled, and one note for each thing that was derived.
@@ -204,43 +203,52 @@ class Config:
         useless, notes = self._without_effect()
         if useless and not loaded:
             raise UsageError(useless[0])
-        notes += useless
-        changes: dict[str, Any] = {"env": self.name.canonical}
-        if self.sticky_actions is None:
-            changes["sticky_actions"] = self.name.sticky_actions or 0.0
-            if self.name.note:
-                notes.append(self.name.note)
-        if not self.name.is_atari:
-            if self.frame_stack != 1:
-                changes["frame_stack"] = 1
-                notes.append(f"frame_stack {self.frame_stack} -> 1: {self.name.canonical} has vector observations")
-            if self.reward_clip:
-                notes.append(f"reward_clip: of {self.name.canonical}'s rewards only the sign counts; --no-reward-clip")
-            if self.resize == "device":
-                raise UsageError(f"resize=device: {self.name.canonical} has no screen; use auto or env")
-            if self.observation != "standard":
-                raise UsageError(f"observation={self.observation}: {self.name.canonical} has no screen; use standard")
-            if self.encoder not in ("auto", "mlp"):
-                raise UsageError(
-                    f"encoder={self.encoder}: {self.name.canonical} has vector observations; use mlp or auto"
-                )
-        elif self.encoder == "mlp":
-            raise UsageError(f"encoder=mlp: {self.name.canonical} has image observations; use nature, impala or auto")
-        elif self.frame_stack == 1:
-            notes.append(f"frame_stack 1: the network sees no motion in {self.name.canonical}; the usual is 4")
-        if self.fire_after_life_loss == "on" and not self._has_fire:
-            raise UsageError(f"fire_after_life_loss=on: {self.name.canonical} has no FIRE action; use auto or off")
-        if self.encoder == "auto":
-            changes["encoder"] = "nature" if self.name.is_atari else "mlp"
-        if self.checkpoint_replay == "auto":
-            changes["checkpoint_replay"] = "full" if self.deterministic else "none"
-        elif self.checkpoint_replay == "none" and self.deterministic:
-            raise UsageError("checkpoint_replay=none: a deterministic run resumes with its replay; use auto or full")
-        if self.max_episode_steps is None and self.name.is_atari:
-            changes["max_episode_steps"] = FRAME_CAP // max(self.frame_skip, 1)
+        self._refuse_combinations()
+        changes, derived = self._derived()
         config = replace(self, **changes)
         config._validate()
-        return config, notes + config._too_short()
+        return config, notes + useless + derived + config._too_short()
+
+    def _refuse_combinations(self) -> None:
+        """Raises UsageError for what the game or task does not have, or another field rules out."""
+        env = self.name.canonical
+        if not self.name.is_atari:
+            if self.resize == "device":
+                raise UsageError(f"resize=device: {env} has no screen; use auto or env")
+            if self.observation != "standard":
+                raise UsageError(f"observation={self.observation}: {env} has no screen; use standard")
+            if self.encoder not in ("auto", "mlp"):
+                raise UsageError(f"encoder={self.encoder}: {env} has vector observations; use mlp or auto")
+        elif self.encoder == "mlp":
+            raise UsageError(f"encoder=mlp: {env} has image observations; use nature, impala or auto")
+        fire = fire_action(self.name.game, full_action_set=self.full_action_set)
+        if self.fire_after_life_loss == "on" and fire is None:
+            raise UsageError(f"fire_after_life_loss=on: {env} has no FIRE action; use auto or off")
+        if self.checkpoint_replay == "none" and self.deterministic:
+            raise UsageError("checkpoint_replay=none: a deterministic run resumes with its replay; use auto or full")
+
+    def _derived(self) -> tuple[dict[str, Any], list[str]]:
+        """The fields that something else settles, and what of that is worth a note."""
+        env, is_atari = self.name.canonical, self.name.is_atari
+        changes: dict[str, Any] = {"env": env}
+        notes = []
+        if self.sticky_actions is None:
+            changes["sticky_actions"] = self.name.sticky_actions or 0.0
+            notes += [self.name.note] if self.name.note else []
+        if is_atari and self.frame_stack == 1:
+            notes.append(f"frame_stack 1: the network sees no motion in {env}; the usual is 4")
+        if not is_atari and self.frame_stack != 1:
+            changes["frame_stack"] = 1
+            notes.append(f"frame_stack {self.frame_stack} -> 1: {env} has vector observations")
+        if not is_atari and self.reward_clip:
+            notes.append(f"reward_clip: of {env}'s rewards only the sign counts; --no-reward-clip")
+        if self.encoder == "auto":
+            changes["encoder"] = "nature" if is_atari else "mlp"
+        if self.checkpoint_replay == "auto":
+            changes["checkpoint_replay"] = "full" if self.deterministic else "none"
+        if self.max_episode_steps is None and is_atari:
+            changes["max_episode_steps"] = FRAME_CAP // max(self.frame_skip, 1)
+        return changes, notes
 
     def _too_short(self) -> list[str]:
         """What the run ends before, in words."""
@@ -359,19 +367,6 @@ class Config:
         return replace(self, **{**values, **floats})
 
 
-@contextmanager
-def refused_in_one_line(run_dir: str) -> Iterator[None]:
-    """Turns what a part refuses, and what the disk does, into a UsageError."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error
-
-
 # fields that only matter where another field has one of the given values
 _NEEDS: dict[str, tuple[Any, ...]] = {
     "loss": ("head", "q"),
@@ -397,7 +392,7 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
 _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
 # what names a run, shows it, or depends on where it runs: two runs that differ in these alone learn alike
 NOT_LEARNING = ("run_dir", "ui", "json", "track", "device", "env_threads", "torch_threads")
-SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
+_SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB
 # inclusive ranges of what a field may be

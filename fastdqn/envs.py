@@ -125,28 +125,7 @@ class VectorEnv:
                 raise UsageError(f"env={self.env}: EnvPool draws no picture of it; choose a run of another task")
             options["render_mode"] = "rgb_array"
         if self.is_atari:
-            _require("noop_max", noop_max, 1, 1000)
-            _require("frame_skip", frame_skip, 1, 1000)
-            if len(image_size) != 2:
-                raise UsageError(f"image_size={image_size}: give (height, width)")
-            for side in image_size:
-                _require("image_size", side, 1, 1024)
-            if not 0.0 <= sticky_actions <= 1.0:
-                raise UsageError(f"sticky_actions={sticky_actions}: a probability; give a number from 0 to 1")
-            options |= {
-                "stack_num": 1,
-                "img_height": image_size[0],
-                "img_width": image_size[1],
-                "gray_scale": grayscale,
-                "use_inter_area_resize": True,
-                "noop_max": noop_max,
-                "frame_skip": frame_skip,
-                "repeat_action_probability": sticky_actions,
-                "full_action_space": full_action_set,
-                "episodic_life": False,  # its life-loss reset plays hidden no-ops in mid-game
-                "reward_clip": False,
-                "use_fire_reset": True,
-            }
+            options |= _atari_options(sticky_actions, full_action_set, noop_max, frame_skip, image_size, grayscale)
             max_episode_steps = max_episode_steps or FRAME_CAP // frame_skip
         if max_episode_steps is not None:
             options["max_episode_steps"] = max_episode_steps
@@ -176,7 +155,7 @@ class VectorEnv:
     def _describe(self, full_action_set: bool, frame_skip: int) -> None:
         space = self._pool.observation_space
         self.num_actions = int(self._pool.action_space.n)
-        self.fire_action = fire_action(self.game, full_action_set=full_action_set) if self.is_atari else None
+        self.fire_action = fire_action(self.game, full_action_set=full_action_set)
         self.frame_skip = frame_skip if self.is_atari else 1
         self.steps_per_second = ATARI_HZ / frame_skip if self.is_atari else TASK_HZ.get(self.env)  # at the game's speed
         cap = int(self._pool.spec.config.max_episode_steps)
@@ -289,3 +268,36 @@ class VectorEnv:
 def _require(field: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UsageError(f"{field}={value}: give a whole number from {low} to {high}")
+
+
+def _atari_options(
+    sticky_actions: float,
+    full_action_set: bool,
+    noop_max: int,
+    frame_skip: int,
+    image_size: tuple[int, int],
+    grayscale: bool,
+) -> dict[str, Any]:
+    """What EnvPool is told of an Atari game, and no other task."""
+    _require("noop_max", noop_max, 1, 1000)
+    _require("frame_skip", frame_skip, 1, 1000)
+    if len(image_size) != 2:
+        raise UsageError(f"image_size={image_size}: give (height, width)")
+    for side in image_size:
+        _require("image_size", side, 1, 1024)
+    if not 0.0 <= sticky_actions <= 1.0:
+        raise UsageError(f"sticky_actions={sticky_actions}: a probability; give a number from 0 to 1")
+    return {
+        "stack_num": 1,
+        "img_height": image_size[0],
+        "img_width": image_size[1],
+        "gray_scale": grayscale,
+        "use_inter_area_resize": True,
+        "noop_max": noop_max,
+        "frame_skip": frame_skip,
+        "repeat_action_probability": sticky_actions,
+        "full_action_space": full_action_set,
+        "episodic_life": False,  # its life-loss reset plays hidden no-ops in mid-game
+        "reward_clip": False,
+        "use_fire_reset": True,
+    }

@@ -1,5 +1,8 @@
 """What ends a command: one line that says what is wrong and what helps. `cli.main` prints it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """A value that cannot work: the field, the value and the remedy. Exit code 2, before anything has started."""
@@ -7,3 +10,16 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """Something on the way that no flag puts right: a damaged checkpoint, numbers that are not finite. Exit code 1."""
+
+
+@contextmanager
+def refused_in_one_line(run_dir: str) -> Iterator[None]:
+    """Turns what a part refuses, and what the disk does, into a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error

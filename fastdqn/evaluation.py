@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +26,11 @@ from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_network, make_screen, resolve_device
 from fastdqn.player import Player
+from fastdqn.preflight import obs_shape_of
 from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
+from fastdqn.statistics import bootstrap_interval
 
-BOOTSTRAP_RESAMPLES = 10_000
-BOOTSTRAP_DRAWS_AT_ONCE = 1_000_000  # 8 MB of indices and 8 MB of scores
 SAME_END_ROWS = 256  # two games whose last so many screens are equal were the same game
 PROTOCOLS = ("run", "sticky", "noop", "nature")
 
@@ -67,11 +66,8 @@ def protocol_of(name: str, config: Config, epsilon: float | None = None) -> Prot
         return Protocol(config.sticky_actions or 0.0, config.noop_max, config.max_episode_steps, fire, epsilon)
     if not config.name.is_atari:
         raise UsageError(f"protocol={name}: is about Atari games, {config.name.canonical} is none; use run")
-    frames = {"sticky": FRAME_CAP, "noop": FRAME_CAP, "nature": 18_000}[name]
-    cap = frames // config.frame_skip
-    if name == "sticky":
-        return Protocol(0.25, 30, cap, fire, epsilon)
-    return Protocol(0.0, 30, cap, fire, epsilon)
+    cap = (18_000 if name == "nature" else FRAME_CAP) // config.frame_skip
+    return Protocol(0.25 if name == "sticky" else 0.0, 30, cap, fire, epsilon)
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
@@ -79,24 +75,6 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     quota_N = np.full(num_envs, episodes // num_envs)
     quota_N[: episodes % num_envs] += 1
     return quota_N
-
-
-def bootstrap_interval(scores: np.ndarray, same: Sequence[bytes] = (), *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over these episodes (of one trained agent, not over seeds).
-
-    Args:
-        same: a fingerprint of each episode. Equal ones were one game and are drawn together: played ten times, a game is
-            no ten games.
-    """
-    generator = np.random.default_rng(seed)
-    _, group = np.unique(np.array(same), return_inverse=True) if same else (None, np.arange(len(scores)))
-    sums_G, counts_G = np.bincount(group, scores), np.bincount(group)
-    means, rows = [], max(1, BOOTSTRAP_DRAWS_AT_ONCE // len(sums_G))
-    for done in range(0, BOOTSTRAP_RESAMPLES, rows):
-        drawn = generator.integers(len(sums_G), size=(min(rows, BOOTSTRAP_RESAMPLES - done), len(sums_G)))
-        means.append(sums_G[drawn].sum(axis=1) / counts_G[drawn].sum(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
 
 
 class Game(NamedTuple):
@@ -334,7 +312,7 @@ def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scree
     Raises:
         CheckpointError: it is not the one that the config describes.
     """
-    obs_shape = envs.obs_shape if screen is None else (config.frame_stack, *screen.frame_shape)
+    obs_shape = obs_shape_of(config, screen)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):
         raise CheckpointError(

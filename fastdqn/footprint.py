@@ -19,7 +19,6 @@ network in bfloat16, 0.90 in float32, 1.00 eager, 0.87 for IQN with 8 fractions,
 took 371 MB. CUDA's constants have not been measured: they lie within the budgets of `benchmarks.budgets`.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -44,57 +43,6 @@ class Need(NamedTuple):
     part: str
     nbytes: int
     on_device: bool = False
-
-
-def needs(
-    *,
-    ring_bytes: int,
-    network: QNetwork,
-    obs_shape: tuple[int, ...],
-    moments: int,
-    fused: bool,
-    batch_size: int,
-    group_size: int,
-    num_envs: int,
-    screen_bytes: int,
-    is_atari: bool,
-    compiled: bool,
-    cores: int,
-    saves_replay: bool,
-    evaluates: bool,
-    cuda: bool,
-) -> list[Need]:
-    """The table above.
-
-    Args:
-        network: of the run's shape, on the meta device.
-        moments: tensors that the optimiser keeps for each weight.
-        fused: the optimiser steps in place; else it also keeps what was before a step, and the scaled gradients.
-        screen_bytes: of one observation as the emulator gives it.
-        cores: that compilers may run on; 0 where kernels are not made by a C++ compiler.
-    """
-    P = sum(param.numel() for param in network.parameters())
-    copies = 3 + moments + (0 if fused else 2 + moments)
-    casts = 2 * 2 * P if network.compute_dtype == torch.bfloat16 else 0
-    obs_bytes = math.prod(obs_shape) * (1 if is_atari else 4)
-    forward = forward_bytes(network, obs_shape)
-    activations = max(batch_size * (7 * obs_bytes + 3 * forward) // 2, group_size * (2 * obs_bytes + forward))
-    saving = 4 * P * (2 + moments) + 4 * P * max(moments, 1) + (REPLAY_CHUNK_BYTES if saves_replay else 0)
-    compilers = COMPILER_BYTES * min(cores, COMPILERS) if compiled else 0
-    compile = CUDA_HOST_BYTES if cuda else COMPILE_BYTES if compiled else EAGER_BYTES
-    table = [
-        Need("ring", ring_bytes, True),
-        Need("model", 4 * P * copies + casts, True),
-        Need("activations", activations, True),
-        Need("graphs", activations + 4 * P * (2 + moments) + CUDA_WORKSPACE_BYTES if cuda else 0, True),
-        Need("staging", group_size * (screen_bytes + 16) * (2 if cuda else 1)),
-        Need("games", num_envs * ((GAME_BYTES if is_atari else TASK_BYTES) + SCREENS * screen_bytes)),
-        Need("saving", saving),
-        Need("compile", compile),
-        Need("compilers", compilers),
-        Need("evaluation", EVALUATION_BYTES if evaluates else 0),
-    ]
-    return [need for need in table if need.nbytes > 0]
 
 
 def total(table: list[Need], *, on_device: bool, cuda: bool) -> int:

@@ -54,19 +54,15 @@ def read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
         ValueError: it is no such file, or a name, dtype or shape differs; nothing has been changed then.
     """
     try:
-        _read_into(path, tensors)
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            for name, tensor in tensors.items():
+                found = name in slices and (slices[name].get_dtype(), list(slices[name].get_shape()))
+                if found != (_NAMES[tensor.dtype], list(tensor.shape)):
+                    raise ValueError(f"{path.name}: {name} is {found}, not {_NAMES[tensor.dtype]} {list(tensor.shape)}")
+            for name, tensor in tensors.items():
+                rows = max(CHUNK_BYTES // max(tensor[0].nbytes, 1), 1)
+                for begin in range(0, len(tensor), rows):
+                    tensor[begin : begin + rows].copy_(slices[name][begin : begin + rows])
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path.name}: cannot be parsed ({error}); restore the checkpoint from a copy") from error
-
-
-def _read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with safetensors.safe_open(str(path), framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        for name, tensor in tensors.items():
-            found = name in slices and (slices[name].get_dtype(), list(slices[name].get_shape()))
-            if found != (_NAMES[tensor.dtype], list(tensor.shape)):
-                raise ValueError(f"{path.name}: {name} is {found}, not {_NAMES[tensor.dtype]} {list(tensor.shape)}")
-        for name, tensor in tensors.items():
-            rows = max(CHUNK_BYTES // max(tensor[0].nbytes, 1), 1)
-            for begin in range(0, len(tensor), rows):
-                tensor[begin : begin + rows].copy_(slices[name][begin : begin + rows])

@@ -14,9 +14,9 @@ from fastdqn import rng
 
 
 class Linear(nn.Linear):
-    """A linear layer. [..., in] -> [..., out]"""
+    """A linear layer. [..., in] -> [..., out] `draw` is for a noisy one in its place."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, draw: Tensor | None = None) -> Tensor:
         return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
 

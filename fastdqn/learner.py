@@ -115,8 +115,7 @@ class Learner:
 
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place, after `warm_up`."""
-        networks = [*self.parameters, *self._target_params, *self._buffers, *self._target_buffers]
-        return [*networks, *self._moments, self.epsilon, self.explore_counter, *self._accounts]
+        return [*self.shared(), *self._moments, self.epsilon, self.explore_counter, *self._accounts]
 
     @property
     def _accounts(self) -> list[Tensor]:

@@ -13,11 +13,14 @@ _ROW_BYTES = 1 + 4 + 1 + 1 + 1
 _PRIORITY_BYTES = 8 + 8  # weight and running sum of one row
 
 
-def required_bytes(
-    capacity: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype, *, prioritized: bool = False
-) -> int:
-    """Bytes of a ring of `capacity` rows in `num_envs` lanes."""
-    return (capacity // num_envs) * num_envs * _bytes_per_row(obs_shape, obs_dtype, prioritized) + num_envs * 8
+def row_bytes(obs_shape: tuple[int, ...], obs_dtype: torch.dtype, *, prioritized: bool = False) -> int:
+    """Bytes of one row of a ring; `obs_shape` is of what it stores of an observation."""
+    return math.prod(obs_shape) * obs_dtype.itemsize + _ROW_BYTES + (_PRIORITY_BYTES if prioritized else 0)
+
+
+def required_bytes(capacity: int, num_envs: int, per_row: int) -> int:
+    """Bytes of a ring of `capacity` rows of `per_row` bytes in `num_envs` lanes."""
+    return (capacity // num_envs) * num_envs * per_row + num_envs * 8
 
 
 def free_bytes(device: torch.device, ranks: int = 1) -> int:
@@ -31,37 +34,40 @@ def free_bytes(device: torch.device, ranks: int = 1) -> int:
     return (_available_ram() if left is None else min(_available_ram(), left)) // ranks
 
 
-def largest_capacity(
-    free: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype, *, prioritized: bool = False
-) -> int:
-    """Rows of the largest ring in `free` bytes; whole rows of lanes, so a multiple of `num_envs`."""
-    return max(free - num_envs * 8, 0) // (_bytes_per_row(obs_shape, obs_dtype, prioritized) * num_envs) * num_envs
+def largest_capacity(free: int, num_envs: int, per_row: int) -> int:
+    """Rows of the largest ring in `free` bytes, 0 where none fits; whole rows of lanes, so a multiple of `num_envs`."""
+    return max(free - num_envs * 8, 0) // (per_row * num_envs) * num_envs
 
 
 def check_fits(
     *,
     capacity: int,
     num_envs: int,
-    obs_shape: tuple[int, ...],
-    obs_dtype: torch.dtype,
+    per_row: int,
     device: torch.device,
-    prioritized: bool = False,
     reserve_bytes: int = 0,
     ranks: int = 1,
+    local_ranks: int = 1,
 ) -> None:
     """Refuses a ring that does not fit beside `reserve_bytes` for everything else.
+
+    Args:
+        capacity, num_envs: the whole job's, as they were typed; its `ranks` share both out equally.
+        per_row: bytes, see `row_bytes`.
+        reserve_bytes: of one rank.
+        local_ranks: how many of them this machine's memory has to hold.
 
     Raises:
         ValueError: names replay_capacity, need, have, and the largest capacity that fits.
     """
-    need = required_bytes(capacity, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
-    have = max(free_bytes(device, ranks) - reserve_bytes, 0)
+    need = required_bytes(capacity // ranks, num_envs // ranks, per_row)
+    have = max(free_bytes(device, local_ranks) - reserve_bytes, 0)
     if need <= have:
         return
     rest = f" beside {reserve_bytes / 1e9:.2f} GB for the rest" if reserve_bytes else ""
-    rest += f", for each of {ranks} ranks" if ranks > 1 else ""
-    largest = largest_capacity(have, num_envs, obs_shape, obs_dtype, prioritized=prioritized)
-    remedy = f"the largest that fits is --replay-capacity {largest}" + (" for each rank" if ranks > 1 else "")
+    rest += _for_each(ranks)
+    largest = largest_capacity(have, num_envs // ranks, per_row) * ranks
+    remedy = f"the largest that fits is --replay-capacity {largest}"
     if largest == 0:
         remedy = "no ring fits: end other programs, or lower --num-envs and --batch-size"
     raise ValueError(
@@ -69,14 +75,18 @@ def check_fits(
     )
 
 
-def check_host(needed: int, num_envs: int, ranks: int = 1) -> None:
-    """Refuses what a run on a GPU needs of host memory. Raises ValueError: names num_envs, need and have."""
-    have = free_bytes(torch.device("cpu"), ranks)
+def check_host(needed: int, num_envs: int, ranks: int = 1, local_ranks: int = 1) -> None:
+    """Refuses what a rank on a GPU needs of host memory. Raises ValueError: names the job's num_envs, need and have."""
+    have = free_bytes(torch.device("cpu"), local_ranks)
     if needed > have:
         raise ValueError(
             f"num_envs={num_envs}: games, staging and the rest need {needed / 1e9:.2f} GB of host memory, "
-            f"{have / 1e9:.2f} GB are free; end other programs, or lower --num-envs"
+            f"{have / 1e9:.2f} GB are free{_for_each(ranks)}; end other programs, or lower --num-envs"
         )
+
+
+def _for_each(ranks: int) -> str:
+    return f", for each of {ranks} ranks" if ranks > 1 else ""
 
 
 def keep_freed_memory() -> bool:
@@ -91,10 +101,6 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
     return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 2**31 - 1))  # 32 MB is its maximum
-
-
-def _bytes_per_row(obs_shape: tuple[int, ...], obs_dtype: torch.dtype, prioritized: bool) -> int:
-    return math.prod(obs_shape) * obs_dtype.itemsize + _ROW_BYTES + (_PRIORITY_BYTES if prioritized else 0)
 
 
 def _available_ram() -> int:

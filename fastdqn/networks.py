@@ -38,8 +38,7 @@ class Stream(nn.Module):
 
     def __init__(self, features: int, hidden_size: int, out: int, *, layer_norm: bool, noisy: float, key: int) -> None:
         super().__init__()
-        self.noisy = noisy > 0
-        if self.noisy:
+        if noisy > 0:
             self.hidden: nn.Module = NoisyLinear(features, hidden_size, sigma=noisy, key=key)
             self.out: nn.Module = NoisyLinear(hidden_size, out, sigma=noisy, key=key + 1)
         else:
@@ -47,9 +46,7 @@ class Stream(nn.Module):
         self.activation = nn.Sequential(*norm(hidden_size, layer_norm), nn.ReLU())
 
     def forward(self, features: Tensor, draw: Tensor | None) -> Tensor:
-        if self.noisy:
-            return self.out(self.activation(self.hidden(features, draw)).float(), draw)
-        return self.out(self.activation(self.hidden(features)).float())
+        return self.out(self.activation(self.hidden(features, draw)).float(), draw)
 
 
 class QNetwork(nn.Module):

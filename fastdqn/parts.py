@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastdqn import hardware, preflight
+from fastdqn.atari import num_actions
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
@@ -59,7 +60,7 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     Raises:
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
     """
-    config = config.share(ranks.size)
+    whole, config = config, config.share(ranks.size)
     device = resolve_device(config.device, ranks.local_rank)
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
     threads = resolve_threads(config, device, ranks.local_size)
@@ -77,7 +78,7 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     frame_shape, frame_dtype = preflight.row_of(config, screen)
     obs_shape = preflight.obs_shape_of(config, screen)
     network = meta_network(config, screen, dtype)
-    memory = preflight.check(config, device, screen, network, compile=compile, ranks=ranks.local_size)
+    memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
     envs = make_envs(config, screen, threads.env, epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,
@@ -200,10 +201,9 @@ def make_network(
 
 def meta_network(config: Config, screen: Screen | None, compute_dtype: torch.dtype) -> QNetwork:
     """The network of a resolved config without its memory, for the preflight to measure."""
+    actions = num_actions(config.name, full_action_set=config.full_action_set)
     with torch.device("meta"):
-        return make_network(
-            config, preflight.obs_shape_of(config, screen), preflight.num_actions(config), compute_dtype
-        )
+        return make_network(config, preflight.obs_shape_of(config, screen), actions, compute_dtype)
 
 
 def make_optimizer(config: Config, network: QNetwork, device: torch.device) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fastdqn import __version__, hardware
-from fastdqn.config import SWITCHES, Config
+from fastdqn.config import Config
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
 
@@ -47,4 +47,4 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
 def _algorithm(config: Config) -> str:
     """Head, encoder and everything that is switched on, in words."""
     parts = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", config.optimizer]
-    return ", ".join(parts + [name.replace("_", " ") for name in SWITCHES if getattr(config, name)])
+    return ", ".join(parts + config.switched_on)

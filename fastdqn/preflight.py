@@ -6,8 +6,9 @@ import torch
 
 from fastdqn import atari, footprint, hardware
 from fastdqn.config import Config
+from fastdqn.distributed import Ranks
 from fastdqn.footprint import Need
-from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes
+from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes, row_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.screens import Screen
 from fastdqn.units import size
@@ -20,45 +21,53 @@ def row_of(config: Config, screen: Screen | None) -> tuple[tuple[int, ...], torc
     return screen.frame_shape, torch.uint8
 
 
+def bytes_per_row(config: Config, screen: Screen | None) -> int:
+    """Bytes of one row of the ring."""
+    return row_bytes(*row_of(config, screen), prioritized=config.prioritized)
+
+
 def obs_shape_of(config: Config, screen: Screen | None) -> tuple[int, ...]:
     """Shape of one observation: frames are stacked, vectors are not."""
     shape, _ = row_of(config, screen)
     return shape if screen is None else (config.frame_stack, *shape)
 
 
-def num_actions(config: Config) -> int:
-    """Actions of the game or task."""
-    if config.full_action_set and config.name.is_atari:
-        return atari.FULL_ACTION_SET
-    return atari.num_actions(config.name.game if config.name.is_atari else config.name.canonical)
-
-
 def needs_of(
     config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool
 ) -> list[Need]:
-    """What the run of a resolved config will take, part by part. `network` is of its shape, on the meta device."""
+    """The table of `footprint` for the run of a resolved config. `network` is of its shape, on the meta device."""
+    is_atari, cuda = config.name.is_atari, device.type == "cuda"
     shape, dtype = row_of(config, screen)
+    ring = required_bytes(config.replay_capacity, config.num_envs, bytes_per_row(config, screen))
     seen = shape if screen is None else (*screen.image_size, 1 if screen.grayscale else 3)
-    adam, cuda = config.optimizer == "adam", device.type == "cuda"
-    return footprint.needs(
-        ring_bytes=required_bytes(
-            config.replay_capacity, config.num_envs, shape, dtype, prioritized=config.prioritized
-        ),
-        network=network,
-        obs_shape=obs_shape_of(config, screen),
-        moments=2 if adam else 1 + config.rmsprop_centered,
-        fused=adam,
-        batch_size=config.batch_size,
-        group_size=config.num_envs if config.deterministic else max(config.num_envs // 2, 1),
-        num_envs=config.num_envs,
-        screen_bytes=math.prod(seen) * dtype.itemsize,
-        is_atari=config.name.is_atari,
-        compiled=compile,
-        cores=0 if cuda else hardware.cores(),
-        saves_replay=config.checkpoint_replay == "full",
-        evaluates=config.eval_period_frames > 0,
-        cuda=cuda,
-    )
+    obs_shape = obs_shape_of(config, screen)
+    obs_bytes, screen_bytes = math.prod(obs_shape) * dtype.itemsize, math.prod(seen) * dtype.itemsize
+    N, B = config.batch_size, config.num_envs if config.deterministic else max(config.num_envs // 2, 1)
+    forward = footprint.forward_bytes(network, obs_shape)
+    activations = max(N * (7 * obs_bytes + 3 * forward) // 2, B * (2 * obs_bytes + forward))
+    P = sum(param.numel() for param in network.parameters())
+    moments = 2 if config.optimizer == "adam" else 1 + config.rmsprop_centered  # tensors kept for each weight
+    # Adam steps in place; RMSprop also keeps what was before a step, and the scaled gradients
+    copies = 3 + moments + (0 if config.optimizer == "adam" else 2 + moments)
+    casts = 2 * 2 * P if network.compute_dtype == torch.bfloat16 else 0
+    kept = 4 * P * (2 + moments)  # weights, target, moments
+    chunk = footprint.REPLAY_CHUNK_BYTES if config.checkpoint_replay == "full" else 0
+    game = footprint.GAME_BYTES if is_atari else footprint.TASK_BYTES
+    compilers = 0 if cuda or not compile else min(hardware.cores(), footprint.COMPILERS)
+    compiling = footprint.COMPILE_BYTES if compile else footprint.EAGER_BYTES
+    table = [
+        Need("ring", ring, True),
+        Need("model", 4 * P * copies + casts, True),
+        Need("activations", activations, True),
+        Need("graphs", activations + kept + footprint.CUDA_WORKSPACE_BYTES if cuda else 0, True),
+        Need("staging", B * (screen_bytes + 16) * (2 if cuda else 1)),
+        Need("games", config.num_envs * (game + footprint.SCREENS * screen_bytes)),
+        Need("saving", kept + 4 * P * moments + chunk),
+        Need("compile", footprint.CUDA_HOST_BYTES if cuda else compiling),
+        Need("compilers", footprint.COMPILER_BYTES * compilers),
+        Need("evaluation", footprint.EVALUATION_BYTES if config.eval_period_frames > 0 else 0),
+    ]
+    return [need for need in table if need.nbytes > 0]
 
 
 def rest_of(table: list[Need], device: torch.device) -> int:
@@ -68,26 +77,24 @@ def rest_of(table: list[Need], device: torch.device) -> int:
 
 
 def check(
-    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool, ranks: int = 1
+    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool, ranks: Ranks
 ) -> str:
-    """The parts and what is free, in one line, if all of them fit. Raises ValueError if not: see `check_fits`.
+    """One rank's parts and what is free for it, in one line, if all of them fit. `config` is the whole job's.
 
-    Args:
-        config: one rank's.
-        ranks: how many of them this machine's memory has to hold.
+    Raises:
+        ValueError: they do not fit; names what was typed, need and have.
     """
-    shape, dtype = row_of(config, screen)
-    table = needs_of(config, device, screen, network, compile=compile)
+    table = needs_of(config.share(ranks.size), device, screen, network, compile=compile)
     check_fits(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
-        obs_shape=shape,
-        obs_dtype=dtype,
+        per_row=bytes_per_row(config, screen),
         device=device,
-        prioritized=config.prioritized,
         reserve_bytes=rest_of(table, device),
-        ranks=ranks,
+        ranks=ranks.size,
+        local_ranks=ranks.local_size,
     )
     if device.type == "cuda":
-        check_host(footprint.total(table, on_device=False, cuda=True), config.num_envs, ranks)
-    return f"{footprint.describe(table)}; {size(free_bytes(device, ranks))} were free on {device}"
+        needed = footprint.total(table, on_device=False, cuda=True)
+        check_host(needed, config.num_envs, ranks.size, ranks.local_size)
+    return f"{footprint.describe(table)}; {size(free_bytes(device, ranks.local_size))} were free on {device}"

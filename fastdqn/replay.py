@@ -28,9 +28,9 @@ N samples, S stack, K candidates.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -39,7 +39,6 @@ from torch import Tensor
 from fastdqn import rng
 from fastdqn.priorities import Priorities
 
-F = TypeVar("F", bound=Callable[..., Any])
 CANDIDATES = 16  # draws per sample; all of them miss with probability p^16, where p is the share of rows not starts
 
 
@@ -171,27 +170,21 @@ class ReplayRing:
             self.storage[name].view(-1) for name in ("action", "reward", "terminated", "life_lost", "done")
         )
         self._obs_shape = (stack, *obs_shape) if len(obs_shape) > 1 else obs_shape
-        self._compiled: dict[str, Callable[..., Any]] = {}
 
     def compile(self, env_id: Tensor, batch_size: int, *, act_threads: int, learn_threads: int) -> None:
         """Fuses the arithmetic behind `latest` of lanes `env_id` and `sample`. Changes nothing that is stored.
 
         A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
         """
-        options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-        for function in (self._draw, self._rows_at, self._newest_rows):
-            self._compiled[function.__name__] = torch.compile(function, **options)
+        for name in ("_draw", "_rows_at", "_newest_rows"):
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
         torch.set_num_threads(learn_threads)
         if self.priorities is None:
-            self._fused(self._draw)(batch_size)
+            self._draw(batch_size)
         else:
-            self._fused(self._rows_at)(torch.zeros(batch_size, dtype=torch.int64, device=env_id.device))
+            self._rows_at(torch.zeros(batch_size, dtype=torch.int64, device=env_id.device))
         torch.set_num_threads(act_threads)
-        self._fused(self._newest_rows)(env_id)
-
-    def _fused(self, function: F) -> F:
-        """`function`, or what it was compiled to."""
-        return cast(F, self._compiled.get(function.__name__, function))
+        self._newest_rows(env_id)
 
     @property
     def nbytes(self) -> int:
@@ -254,17 +247,17 @@ class ReplayRing:
 
     def latest(self, env_id: Tensor) -> Tensor:
         """The observation at the newest row of each lane: uint8 [B, S, H, W] or float32 [B, D]."""
-        return self._frames(self._fused(self._newest_rows)(env_id))
+        return self._frames(self._newest_rows(env_id))
 
     def sample(self, batch_size: int) -> Batch:
         """A draw over exactly the starts, with replacement. Advances the ring's random stream."""
         if self.priorities is None:
-            rows, weight, missed = self._fused(self._draw)(batch_size)
+            rows, weight, missed = self._draw(batch_size)
             self.draw_counter += 1
             self.failed_slots += missed
         else:
             index, weight = self.priorities.draw(batch_size)
-            rows = self._fused(self._rows_at)(index)
+            rows = self._rows_at(index)
         return self._batch(rows, weight)
 
     def update_priorities(self, batch: Batch, td_error: Tensor) -> None:

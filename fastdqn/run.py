@@ -13,10 +13,10 @@ import torch
 
 from fastdqn import hardware, large_tensors
 from fastdqn.checkpoint import Checkpoint
-from fastdqn.config import Config, refused_in_one_line
+from fastdqn.config import Config
 from fastdqn.dashboard import Dashboard
 from fastdqn.distributed import RankLostError, join
-from fastdqn.errors import RunError
+from fastdqn.errors import RunError, refused_in_one_line
 from fastdqn.learner import compiled_graphs
 from fastdqn.logs import Logs
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes

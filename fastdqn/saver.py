@@ -30,7 +30,7 @@ class Saver:
     def save(
         self,
         step: int,
-        tensors: Mapping[str, Mapping[str, Any]],
+        tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
         large: Mapping[str, Tensor] | None = None,
     ) -> None:

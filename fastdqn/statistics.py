@@ -1,4 +1,4 @@
-"""What several runs say together: pure functions over scores and curves, NumPy only.
+"""What games and runs say together: pure functions over scores and curves, NumPy only.
 
 S: seeds of a group, G: finished games of a run, R: resamples, P: points of a common x axis.
 Definitions follow Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (rliable).
@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 10_000  # of a table's intervals
+RESAMPLES = 10_000  # of a score's interval
+DRAWS_AT_ONCE = 1_000_000  # 8 MB of indices and 8 MB of scores
 BAND_RESAMPLES = 2_000  # of a curve's band, at every point
 
 
@@ -52,6 +53,24 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     count = scores.shape[-1]
     cut = count // 4
     return np.sort(scores, axis=-1)[..., cut : count - cut].mean(axis=-1)
+
+
+def bootstrap_interval(scores: np.ndarray, same: Sequence[bytes] = (), *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over these episodes (of one trained agent, not over seeds).
+
+    Args:
+        same: a fingerprint of each episode. Equal ones were one game and are drawn together: played ten times, a game is
+            no ten games.
+    """
+    generator = np.random.default_rng(seed)
+    _, group = np.unique(np.array(same), return_inverse=True) if same else (None, np.arange(len(scores)))
+    sums_G, counts_G = np.bincount(group, scores), np.bincount(group)
+    means, rows = [], max(1, DRAWS_AT_ONCE // len(sums_G))
+    for done in range(0, RESAMPLES, rows):
+        drawn = generator.integers(len(sums_G), size=(min(rows, RESAMPLES - done), len(sums_G)))
+        means.append(sums_G[drawn].sum(axis=1) / counts_G[drawn].sum(axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def stratified_bootstrap(

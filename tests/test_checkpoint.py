@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from fastdqn import checkpoint
@@ -112,19 +111,6 @@ def test_state_comes_back_equal(tmp_path: Path) -> None:
     state = {"frames": 2**62, "epsilon": 0.1, "obs_shape": [4, 84, 84], "nested": {"none": None, "text": "é\n"}}
     checkpoint.save(tmp_path, 0, {}, state)
     assert checkpoint.load(tmp_path).state == state
-
-
-def test_nested_trees_and_tensordicts_are_joined_by_slashes(tmp_path: Path) -> None:
-    tree = {"layer.0": {"weight": torch.ones(2)}, "td": TensorDict({"a": {"b": torch.zeros(3)}}, [])}
-    checkpoint.save(tmp_path, 1, {"model": tree}, {})
-    loaded = checkpoint.load(tmp_path).tensors["model"]
-    assert loaded.keys() == {"layer.0/weight", "td/a/b"}
-    assert TensorDict(loaded, []).unflatten_keys("/")["td", "a", "b"].shape == (3,)
-
-
-def test_names_that_clash_once_joined_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'a/b'"):
-        checkpoint.save(tmp_path, 1, {"model": {"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}}}, {})
 
 
 @pytest.mark.parametrize("group", ["../escape", "a/b", "", ".hidden", "a.b"])

@@ -14,7 +14,7 @@ from fastdqn import control_groups
 from fastdqn.cli import main
 from fastdqn.commands import doctor
 from fastdqn.commands.doctor import Finding
-from fastdqn.memory import check_fits
+from fastdqn.memory import check_fits, row_bytes
 
 
 def test_a_machine_that_trains_is_ready_and_every_check_says_what_it_saw(capsys: pytest.CaptureFixture) -> None:
@@ -90,7 +90,7 @@ def test_a_check_that_raises_has_failed_with_the_first_line_of_its_reason() -> N
 def test_the_largest_ring_is_the_largest_that_training_accepts(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: free)
     fits, rest = doctor.largest_ring(free)
-    shape = {"num_envs": 64, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": torch.device("cpu")}
+    shape = {"num_envs": 64, "per_row": row_bytes((84, 84), torch.uint8), "device": torch.device("cpu")}
     assert fits % 64 == 0
     check_fits(capacity=fits, reserve_bytes=rest, **shape)
     with pytest.raises(ValueError, match=f"--replay-capacity {fits}$"):

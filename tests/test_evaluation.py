@@ -1,9 +1,7 @@
 """Evaluation: quotas instead of first finished, honest counts, the same observations as in training."""
 
-import itertools
 import json
 import shutil
-import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +23,6 @@ from fastdqn.evaluation import (
     PROTOCOLS,
     Game,
     GameTally,
-    bootstrap_interval,
     evaluate,
     play,
     protocol_of,
@@ -121,10 +118,6 @@ def test_the_figures_of_games_by_hand() -> None:
     figures = summarize(games, "Freeway")
     assert (figures["score_mean"], figures["score_median"]) == (pytest.approx(29.6), 1.0)
     assert figures["human_normalized"] == pytest.approx(1.0)
-    scores = np.array([0.0, 1.0, 3.0, 7.0, 20.0])
-    every = [np.mean(drawn) for drawn in itertools.product(scores, repeat=5)]  # what the bootstrap draws from
-    assert bootstrap_interval(scores) == pytest.approx(np.percentile(every, [2.5, 97.5]), abs=0.41)
-    assert np.percentile(every, 95) < np.percentile(every, 97.5) - 0.41  # so that a 90 % interval would not do
 
 
 def test_games_that_repeat_are_said_to_repeat() -> None:
@@ -280,44 +273,12 @@ def test_a_game_that_began_after_other_no_ops_and_ended_alike_is_the_same_game()
     assert played(course, 5.0) != played(course, 6.0) and played([*course[:-1], 0], 5.0) != played(course, 5.0)
 
 
-def test_the_interval_counts_equal_games_as_one() -> None:
-    scores, names = np.array([0.0, 10.0] * 2), [b"a", b"b"] * 2
-    assert bootstrap_interval(np.repeat(scores, 25), [name for name in names for _ in range(25)]) == (0.0, 10.0)
-    low, high = bootstrap_interval(np.repeat(scores, 25))
-    assert 2.5 < low < 5 < high < 7.5
-    draws = np.random.default_rng(0).normal(size=50)
-    alone = bootstrap_interval(draws, [bytes([number]) for number in range(50)])
-    assert alone == pytest.approx(bootstrap_interval(draws), abs=0.03)
-    assert bootstrap_interval(np.full(9, 3.0), [b"x"] * 9) == (3.0, 3.0)
-
-
 def test_results_of_different_settings_lie_side_by_side(catch_run: Path) -> None:
     kept = set((catch_run / "eval").glob("*.json"))
     settings: dict[str, Any]
     for settings in ({"episodes": 3}, {"episodes": 4}, {"episodes": 4, "epsilon": 0.5}, {"episodes": 4, "seed": 9}):
         evaluate(catch_run, **settings)
     assert len(set((catch_run / "eval").glob("*.json")) - kept) == 4
-
-
-def test_the_bootstrap_interval_covers_the_true_mean_about_95_times_in_100() -> None:
-    draw = np.random.default_rng(0)
-    covered = 0
-    for _ in range(60):
-        low, high = bootstrap_interval(draw.normal(10.0, 3.0, size=100))
-        covered += low <= 10.0 <= high
-    assert 52 <= covered <= 60
-
-
-def test_the_bootstrap_takes_little_memory_however_many_the_episodes() -> None:
-    tracemalloc.start()
-    low, high = bootstrap_interval(np.arange(3_000.0))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert low < 1499.5 < high and peak < 60_000_000  # all resamples at once would be 480 MB
-
-
-def test_the_bootstrap_interval_of_one_episode_is_that_episode() -> None:
-    assert bootstrap_interval(np.array([7.0])) == (7.0, 7.0)
 
 
 def test_protocols_differ_as_their_sources_say() -> None:

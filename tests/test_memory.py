@@ -14,9 +14,10 @@ import torch
 from fastdqn import atari, footprint, parts, preflight
 from fastdqn.config import Config, load_preset
 from fastdqn.control_groups import _groups, core_limit, memory_headroom
+from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
 from fastdqn.footprint import Need
-from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity
+from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity, row_bytes
 from fastdqn.metrics import resident_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.units import size
@@ -160,26 +161,49 @@ def test_the_size_of_a_vector_is_known_before_its_pool_is_built(task: str) -> No
 
 
 def test_where_no_ring_fits_nothing_useless_is_suggested() -> None:
-    shape = {"num_envs": 64, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": CPU}
     with pytest.raises(ValueError, match=r"replay_capacity=1000: .* no ring fits: end other programs"):
-        check_fits(capacity=1_000, reserve_bytes=1 << 50, **shape)
-    assert largest_capacity(10**9, 64, (84, 84), torch.uint8) == (10**9 - 512) // (64 * 7_064) * 64
+        check_fits(capacity=1_000, num_envs=64, per_row=7_064, device=CPU, reserve_bytes=1 << 50)
+    assert largest_capacity(10**9, 64, row_bytes((84, 84), torch.uint8)) == (10**9 - 512) // (64 * 7_064) * 64
 
 
 def test_the_ranks_of_a_machine_share_its_free_memory() -> None:
     free = free_bytes(CPU)
     assert free_bytes(CPU, ranks=4) == pytest.approx(free / 4, rel=0.05)  # others allocate meanwhile
-    capacity = free // 3 // 7064  # fits one rank, and does not fit each of four
-    settings = {"num_envs": 1, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": CPU}
-    check_fits(capacity=capacity, **settings)
-    with pytest.raises(ValueError, match=rf"^replay_capacity={capacity}: .*, for each of 4 ranks; .* for each rank$"):
-        check_fits(capacity=capacity, **settings, ranks=4)
+
+
+@pytest.mark.parametrize("local_ranks", [1, 2])  # two machines, or one
+def test_of_several_ranks_the_whole_jobs_capacity_is_named_and_the_largest_one_of_it_fits(
+    local_ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: 4_000 // ranks)
+    job = {"num_envs": 4, "per_row": 10, "device": CPU, "reserve_bytes": 1_000, "ranks": 2, "local_ranks": local_ranks}
+    fits = {1: 2 * 298, 2: 2 * 98}[local_ranks]  # of 3,000 or 1,000 bytes for a rank's two lanes and their cursors
+    with pytest.raises(ValueError) as refused:
+        check_fits(capacity=1_001, **job)
+    assert str(refused.value).startswith("replay_capacity=1001: needs 0.00 GB on cpu, ")
+    assert str(refused.value).endswith(
+        f"for the rest, for each of 2 ranks; the largest that fits is --replay-capacity {fits}"
+    )
+    check_fits(capacity=fits, **job)
+    with pytest.raises(ValueError):
+        check_fits(capacity=fits + 4, **job)
+
+
+def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: 2_000 * MB)
+    config = Config(replay_capacity=1_000_001).resolved()[0]
+    screen = parts.make_screen(config, CPU)
+    network = parts.meta_network(config, screen, torch.float32)
+    with pytest.raises(ValueError, match=r"^replay_capacity=1000001: needs 3\.53 GB on cpu, .*, for each of 2 ranks; "):
+        preflight.check(config, CPU, screen, network, compile=False, ranks=Ranks(0, 2, 0, 2))
 
 
 def test_a_host_too_small_for_a_run_on_a_gpu_is_refused() -> None:
     check_host(1 * MB, num_envs=64)
     with pytest.raises(ValueError, match=r"num_envs=64: .* need 1000\.00 GB of host memory, .* GB are free"):
         check_host(1_000_000 * MB, num_envs=64)
+    with pytest.raises(ValueError, match=r"num_envs=64: .* are free, for each of 2 ranks; end other programs"):
+        check_host(1_000_000 * MB, num_envs=64, ranks=2, local_ranks=2)
 
 
 # control groups

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdqn.memory import check_fits, free_bytes, required_bytes
+from fastdqn.memory import check_fits, free_bytes, required_bytes, row_bytes
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, resident_bytes
 
 CPU = torch.device("cpu")
@@ -66,11 +66,11 @@ def test_resident_memory_is_that_of_a_process_with_torch_in_it() -> None:
 
 
 def test_a_million_atari_frames_are_seven_gigabytes() -> None:
-    assert required_bytes(1_000_000, 64, (84, 84), torch.uint8) == 1_000_000 * (7_056 + 8) + 64 * 8
+    assert required_bytes(1_000_000, 64, row_bytes((84, 84), torch.uint8)) == 1_000_000 * (7_056 + 8) + 64 * 8
 
 
 def test_a_capacity_that_does_not_fit_is_refused_with_one_that_does() -> None:
-    shape = {"num_envs": 64, "obs_shape": (84, 84), "obs_dtype": torch.uint8, "device": CPU}
+    shape = {"num_envs": 64, "per_row": row_bytes((84, 84), torch.uint8), "device": CPU}
     with pytest.raises(ValueError, match=r"replay_capacity=\d+: needs .* GB on cpu, .* GB are free") as error:
         check_fits(capacity=10**9, reserve_bytes=10**9, **shape)
     largest = int(str(error.value).split("--replay-capacity ")[1])

@@ -1,12 +1,14 @@
 """Literals in, literals out; where there is no literal, a slow reference."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from fastdqn.statistics import (
     Curve,
+    bootstrap_interval,
     first_reached,
     interquartile_mean,
     mean_curve,
@@ -103,3 +105,42 @@ def test_a_long_curve_is_thinned_and_a_short_one_left_alone() -> None:
     assert on_axis(short, 2) is short
     thin = on_axis(Curve(np.arange(101.0), 2 * np.arange(101.0)), 5)
     assert thin.x.tolist() == [0, 25, 50, 75, 100] and thin.y.tolist() == [0, 50, 100, 150, 200]
+
+
+def test_the_interval_of_a_mean_is_that_of_all_its_resamples() -> None:
+    scores = np.array([0.0, 1.0, 3.0, 7.0, 20.0])
+    every = [np.mean(drawn) for drawn in itertools.product(scores, repeat=5)]  # what the bootstrap draws from
+    assert bootstrap_interval(scores) == pytest.approx(np.percentile(every, [2.5, 97.5]), abs=0.41)
+    assert np.percentile(every, 95) < np.percentile(every, 97.5) - 0.41  # so that a 90 % interval would not do
+
+
+def test_the_interval_counts_equal_games_as_one() -> None:
+    scores, names = np.array([0.0, 10.0] * 2), [b"a", b"b"] * 2
+    assert bootstrap_interval(np.repeat(scores, 25), [name for name in names for _ in range(25)]) == (0.0, 10.0)
+    low, high = bootstrap_interval(np.repeat(scores, 25))
+    assert 2.5 < low < 5 < high < 7.5
+    draws = np.random.default_rng(0).normal(size=50)
+    alone = bootstrap_interval(draws, [bytes([number]) for number in range(50)])
+    assert alone == pytest.approx(bootstrap_interval(draws), abs=0.03)
+    assert bootstrap_interval(np.full(9, 3.0), [b"x"] * 9) == (3.0, 3.0)
+
+
+def test_the_bootstrap_interval_covers_the_true_mean_about_95_times_in_100() -> None:
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        low, high = bootstrap_interval(draw.normal(10.0, 3.0, size=100))
+        covered += low <= 10.0 <= high
+    assert 52 <= covered <= 60
+
+
+def test_the_bootstrap_takes_little_memory_however_many_the_episodes() -> None:
+    tracemalloc.start()
+    low, high = bootstrap_interval(np.arange(3_000.0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert low < 1499.5 < high and peak < 60_000_000  # all resamples at once would be 480 MB
+
+
+def test_the_bootstrap_interval_of_one_episode_is_that_episode() -> None:
+    assert bootstrap_interval(np.array([7.0])) == (7.0, 7.0)

@@ -5,7 +5,30 @@ A module imports torch, EnvPool and matplotlib inside its functions, so that `--
 
 import json
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class AgentFlags:
+    """Which agent plays, and by which rules: flags of every command that plays."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder, or its name under runs/; it may still be training."""
+    epsilon: float | None = None
+    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
+    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
+    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
+    seed: int = 1
+    """Seed of the games and of the exploration; never shared with training."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Which agent plays; best: the one that --keep-best kept."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def emit(text: str, figures: Any, *, as_json: bool) -> None:

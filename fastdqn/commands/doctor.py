@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastdqn.atari import GAMES
+from fastdqn.atari import GAMES, num_actions
 from fastdqn.commands import emit
 from fastdqn.config import Config
 
@@ -195,7 +195,7 @@ def largest_ring(free: int) -> tuple[int, int]:
     import torch
 
     from fastdqn import hardware, preflight
-    from fastdqn.memory import largest_capacity
+    from fastdqn.memory import largest_capacity, row_bytes
     from fastdqn.networks import QNetwork
     from fastdqn.screens import screen_of
 
@@ -203,9 +203,9 @@ def largest_ring(free: int) -> tuple[int, int]:
     screen = screen_of(config.observation, resize_on_device=device.type == "cuda", device=device)
     dtype = torch.bfloat16 if hardware.has_bf16(device) else torch.float32
     with torch.device("meta"):
-        network = QNetwork(preflight.obs_shape_of(config, screen), preflight.num_actions(config), compute_dtype=dtype)
+        network = QNetwork(preflight.obs_shape_of(config, screen), num_actions(config.name), compute_dtype=dtype)
     rest = preflight.rest_of(preflight.needs_of(config, device, screen, network, compile=True), device)
-    return largest_capacity(max(free - rest, 0), config.num_envs, FRAME, torch.uint8), rest
+    return largest_capacity(free - rest, config.num_envs, row_bytes(FRAME, torch.uint8)), rest
 
 
 def check_cores() -> Finding:

@@ -46,7 +46,7 @@ def describe(name: str) -> dict[str, Any]:
         "env": env.canonical,
         "game": name,
         "atari": env.is_atari,
-        "actions": num_actions(name),
+        "actions": num_actions(env),
         "random_score": random,
         "human_score": human,
     }

@@ -1,39 +1,23 @@
 """`fastdqn eval`: how well an agent plays, under a stated protocol."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-
-from fastdqn.commands import emit
+from fastdqn.commands import AgentFlags, emit
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(AgentFlags):
     """Plays games with a trained agent under a stated protocol."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """The run's folder."""
     episodes: int = 100
     """Games to count, a fixed quota per env so that short games are not favoured."""
-    epsilon: float | None = None
-    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
-    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
-    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
     num_envs: int = 0
     """Games played at once; 0: one per game to count, at most 64."""
-    seed: int = 1
-    """Seed of the games and of the exploration; never shared with training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
     threads: int = 0
     """Threads of EnvPool and of torch; 0: all cores."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Which agent plays; best: the one that --keep-best kept."""
     keep_best: bool = False
     """Keep this agent in the run's best/ if none there was scored higher."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:

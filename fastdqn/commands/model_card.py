@@ -5,15 +5,14 @@ from typing import Any
 
 from fastdqn import hardware, runs
 from fastdqn.checkpoint import Checkpoint
-from fastdqn.config import SWITCHES, Config
+from fastdqn.config import Config
 
 
 def text(
     run: Path, config: Config, saved: Checkpoint, figures: dict[str, Any], comparison: str, *, fire_action: int | None
 ) -> str:
     """The card. `figures` is what `fastdqn export --json` prints, `comparison` its check in words."""
-    switched = [name.replace("_", " ") for name in SWITCHES if getattr(config, name)]
-    network = ", ".join([f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", *switched])
+    words = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", *config.switched_on]
     file = Path(figures["file"]).name
     return f"""# {figures["env"]}: an agent of preset {config.preset}
 
@@ -40,7 +39,7 @@ def text(
 
 ## Training
 
-* Network: {network}; preset {config.preset}, seed {config.seed}. All settings: `config.toml` of the run.
+* Network: {", ".join(words)}; preset {config.preset}, seed {config.seed}. All settings: `config.toml` of the run.
 * Command: `{_read(run / "command.txt")}`
 * {machine(runs.environment(run))}
 

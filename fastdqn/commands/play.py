@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal, TextIO
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 
-from fastdqn.commands import emit
+from fastdqn.commands import AgentFlags, emit
 from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
 
@@ -23,23 +22,11 @@ GIVE_UP_SECONDS = 1.0  # what is later than this is not made up for
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(AgentFlags):
     """Plays games with a trained agent in the terminal, which has to know 24-bit colour."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """The run's folder, or its name under runs/; it may still be training."""
     episodes: int = 1
     """Games to play."""
-    epsilon: float | None = None
-    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
-    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
-    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
-    seed: int = 1
-    """Seed of the games and of the exploration; never shared with training."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Which agent plays; best: the one that --keep-best kept."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
     json: bool = False
     """End stdout with one JSON object; everything else, the picture too, goes to stderr."""
 

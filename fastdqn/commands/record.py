@@ -10,13 +10,13 @@ from fractions import Fraction
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
 import tyro
 
-from fastdqn.commands import emit
+from fastdqn.commands import AgentFlags, emit
 from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
 
@@ -32,11 +32,9 @@ BACKGROUND, TEXT, BAR, CHOSEN = (16, 16, 24), (235, 235, 235), (110, 110, 130), 
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(AgentFlags):
     """Records games of a trained agent as H.264 mp4 or gif, in full colour and at the game's own speed."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """The run's folder, or its name under runs/; it may still be training."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """The file, .mp4 or .gif; none: an mp4 in the run's videos/. mp4 needs pip install 'fastdqn[video]'."""
     grid: str = "1x1"
@@ -49,18 +47,6 @@ class Flags:
     """Each pixel of the screen becomes so many squared; 0: what brings the picture near 640x640, at least 1."""
     max_seconds: float | None = None
     """Cut the video after so long. None: 30 for a gif, not at all for an mp4."""
-    epsilon: float | None = None
-    """Share of random actions. None: the protocol's own, 0.001 unless it says otherwise."""
-    protocol: Literal["run", "sticky", "noop", "nature"] = "run"
-    """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
-    seed: int = 1
-    """Seed of the games and of the exploration; never shared with training."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Which agent plays; best: the one that --keep-best kept."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:

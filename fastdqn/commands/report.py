@@ -27,11 +27,12 @@ PHASES = {
     "learn": "updates; on a GPU only the time to queue them",
     "log": "counting games, metrics, checkpoints",
 }
-# what is drawn beside the score: tag, x axis, log rows in the mean, what it is
+SMOOTHED_ROWS = 10  # log rows in the mean of a curve
+# what is drawn beside the score: tag, x axis, what it is
 CURVES = (
-    ("losses/q_values", "frames", 10, "Q values of the actions taken"),
-    ("losses/td_loss", "frames", 10, "TD loss"),
-    ("perf/fps", "wall", 10, "frames per second"),
+    ("losses/q_values", "frames", "Q values of the actions taken"),
+    ("losses/td_loss", "frames", "TD loss"),
+    ("perf/fps", "wall", "frames per second"),
 )
 
 
@@ -116,8 +117,8 @@ def curves(history: History) -> list[tuple[str, str]]:
 
     score = past.score_curve(history, "frames")
     drawings = [drawn(score, "Score, mean of the last 100 games", "frames", past.levels(history.game))]
-    for tag, axis, window, words in CURVES:
-        curve = past.metric_curve(history, tag, axis, window)
+    for tag, axis, words in CURVES:
+        curve = past.metric_curve(history, tag, axis, SMOOTHED_ROWS)
         if len(curve.x):
             drawings.append(drawn(curve, words[0].upper() + words[1:], axis, {}))
     return drawings
