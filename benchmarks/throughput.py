@@ -127,7 +127,7 @@ def best_alone(env: str, sizes: list[int], seconds: float) -> tuple[VectorEnv, R
 
 
 def busy_fraction(rung: Rung, device: torch.device, groups: int = 50) -> float | None:
-    """Share of the time from the first kernel or copy on the GPU to the last in which one ran; None on a CPU."""
+    """Share of the time from the first kernel or copy on the GPU to the last in which one ran; None: none was seen."""
     if device.type != "cuda":
         return None
     synchronise(device)
@@ -137,6 +137,8 @@ def busy_fraction(rung: Rung, device: torch.device, groups: int = 50) -> float |
         synchronise(device)
     events = [e for e in profiler.events() or [] if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     spans = [(event.time_range.start, event.time_range.end) for event in events]
+    if not spans:  # a container may forbid what the profiler needs
+        return None
     return occupancy(spans, min(start for start, _ in spans), max(end for _, end in spans))[0]
 
 
