@@ -26,7 +26,8 @@ from pathlib import Path
 
 import torch
 
-from fastdqn import hardware
+from benchmarks.publish import write
+from benchmarks.timing import device_of
 from fastdqn.config import Config
 from fastdqn.metrics import resident_bytes
 from fastdqn.run import Run
@@ -86,6 +87,7 @@ def main() -> int:
     if flags.child:
         print(json.dumps(measure(flags.device, flags.replay_capacity, flags.seconds)))
         return 0
+    device = device_of(flags.device)
     with tempfile.TemporaryDirectory() as cache:
         child = subprocess.run(
             [sys.executable, "-m", "benchmarks.budgets", "--child", "--device", flags.device, "--seconds",
@@ -102,12 +104,7 @@ def main() -> int:
         print(
             f"{row['name']:9}{row['measured']:>18,.4g}  of {row['budget']:>14,.4g}  {'held' if row['held'] else 'NOT HELD'}"
         )
-    report = {"benchmark": "budgets", "replay_capacity": flags.replay_capacity, "seconds": flags.seconds,
-              "environment": hardware.environment(), "results": rows}  # fmt: skip
-    flags.out.mkdir(parents=True, exist_ok=True)
-    name = "cuda" if "GPU" in figures else "cpu"
-    (flags.out / f"budgets-{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+    write("budgets", rows, flags, flags.out / f"budgets-{device.type}.json")
     return 0 if all(row["held"] for row in rows) else 1
 
 

@@ -13,7 +13,6 @@ puts the host to sleep while it waits for actions, instead of asking again and a
 import argparse
 import contextlib
 import io
-import statistics
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -21,19 +20,21 @@ from unittest.mock import patch
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import publish, spread
-from benchmarks.throughput import Group, make_run, rate, trained
+from benchmarks.publish import bars, publish
+from benchmarks.throughput import make_run, trained, window
+from benchmarks.timing import ratios, spread, turns
 from fastdqn import learner
 from fastdqn.arguments import train_config
 from fastdqn.replay import ReplayRing
+from fastdqn.run import Run
 from fastdqn.trainer import no_garbage_collection
 
 GPU_SWITCHES = ("wait=block", "layout=auto", "rows=eager", "combo=on")
 BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-capacity 200k"
 
 
-def rung(base: str, words: str, folder: str) -> Group:
-    """A training loop with these flags."""
+def build(base: str, words: str, folder: str) -> Run:
+    """A run of the training loop with these flags."""
     switches = {word for word in words.split() if word in GPU_SWITCHES}
     flags = [word for word in words.split() if word not in switches]
     config = train_config(
@@ -53,7 +54,7 @@ def rung(base: str, words: str, folder: str) -> Group:
         run = make_run(config, config.replay_ratio, folder)  # compiles and captures
     if "wait=block" in switches:
         run.staging._arrived = torch.cuda.Event(blocking=True)
-    return trained(run)
+    return run
 
 
 def main() -> None:
@@ -66,39 +67,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64  # every rung is compiled for itself
-    rates: list[list[float]] = [[] for _ in flags.rungs]
+    rates: list[list[float]] = [[] for _ in flags.rungs]  # frames/s
     with tempfile.TemporaryDirectory() as folder, no_garbage_collection():
         with contextlib.redirect_stdout(io.StringIO()):
-            groups = [rung(flags.base, words, f"{folder}/{turn}") for turn, words in enumerate(flags.rungs)]
-        for group in groups:
-            rate(group, 2.0)  # games under way, learning started
-        for turn in range(flags.repeats):
-            for index in range(len(groups))[:: 1 if turn % 2 == 0 else -1]:
-                rates[index].append(4 * rate(groups[index], flags.seconds))
+            runs = [build(flags.base, words, f"{folder}/{index}") for index, words in enumerate(flags.rungs)]
+        rungs = [trained(run) for run in runs]
+        for rung in rungs:
+            window(rung, min(2.0, flags.seconds))  # games under way, learning started
+        for index in turns(range(len(rungs)), flags.repeats):
+            rates[index].append(runs[index].config.action_repeat * window(rungs[index], flags.seconds).env_steps)
     print(f"base: {flags.base}\n{flags.repeats} x {flags.seconds:g} s a rung, interleaved, frames/s")
     print(f"{'median':>9}{'lowest':>9}{'highest':>9}{'of first':>10}  flags")
     results = []
     for words, values in zip(flags.rungs, rates, strict=True):
-        figures = spread(values)
-        ratio = statistics.median(value / first for value, first in zip(values, rates[0], strict=True))
-        results.append({"flags": words, "frames_per_second": figures, "of_first": ratio})
-        print(
-            f"{figures['median']:9,.0f}{figures['lowest']:9,.0f}{figures['highest']:9,.0f}{ratio:10.1%}  {words or '-'}"
-        )
+        figures, of_first = spread(values), spread(ratios(values, rates[0]))
+        results.append({"flags": words, "frames_per_second": figures, "of_first": of_first})
+        print(f"{figures['median']:9,.0f}{figures['lowest']:9,.0f}{figures['highest']:9,.0f}"
+              f"{of_first['median']:10.1%}  {words or '-'}")  # fmt: skip
 
     def draw(axes: Axes) -> None:
-        rows = [spread(values) for values in rates]
-        medians = [row["median"] for row in rows]
-        lines = [[m - r["lowest"] for m, r in zip(medians, rows, strict=True)],
-                 [r["highest"] - m for m, r in zip(medians, rows, strict=True)]]  # fmt: skip
-        axes.barh([words or "base" for words in flags.rungs], medians, xerr=lines, capsize=3)
-        axes.tick_params(axis="y", labelsize=8)
-        axes.invert_yaxis()
+        bars(axes, [words or "base" for words in flags.rungs], [spread(values) for values in rates])
         axes.set(xlim=(0, None))
         axes.set_xlabel(f"frames/s; {flags.base}", fontsize=7)
 
-    settings = {"base": flags.base, "seconds": flags.seconds, "repeats": flags.repeats}
-    publish(flags.name, results, flags.out, settings, draw)
+    publish(flags.name, results, flags, {}, draw)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """EnvPool alone against num_envs, batch size, threads, cores and resize: where its ceiling lies on this machine.
 
-    python -m benchmarks.envs [--env Breakout] [--quick] [--out benchmarks/results]
+    python -m benchmarks.envs [--env Breakout] [--quick] [--name envs-cpu] [--out benchmarks/results]
 
 Uniformly random actions, decisions only. From num_envs = 64 (16 per thread where that is more), groups of half, as many
 threads as cores and 84x84 in EnvPool, one setting varies at a time; the cases take turns. "pinned" restricts the pool's
@@ -9,15 +9,14 @@ threads to as many cores as there are threads; EnvPool's own option, one core fo
 
 import argparse
 import os
-import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from benchmarks.publish import publish, spread
-from benchmarks.throughput import alone, rate
+from benchmarks.publish import bars, publish
+from benchmarks.throughput import Rung, alone, window
+from benchmarks.timing import ratios, spread, turns
 from fastdqn import hardware
 from fastdqn.envs import VectorEnv
 from fastdqn.screens import FRAME_SHAPE, SCREEN_SHAPE
@@ -44,7 +43,7 @@ class Case:
         return f"{self.num_envs} / {self.group} / {self.threads}{extra}"
 
 
-def build(env: str, case: Case) -> tuple[VectorEnv, Callable[[], int]]:
+def build(env: str, case: Case) -> tuple[VectorEnv, Rung]:
     """A started pool. Threads inherit the affinity that the process has while they are made."""
     cores = os.sched_getaffinity(0) if case.pinned else set()
     if case.pinned:
@@ -60,17 +59,11 @@ def build(env: str, case: Case) -> tuple[VectorEnv, Callable[[], int]]:
     return envs, alone(envs)
 
 
-def measure(case: Case, group: Callable[[], int], seconds: float) -> float:
-    """Env steps per second. All envs stepped while the pool waited for its turn: those steps are received first."""
-    for _ in range(-(-case.num_envs // case.group)):
-        group()
-    return rate(group, seconds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="Breakout")
     parser.add_argument("--quick", action="store_true", help="fewer cases, 2 turns of 1 s")
+    parser.add_argument("--name", default="envs-cpu", help="of the files")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     cores = hardware.cores()
@@ -86,41 +79,33 @@ def main() -> None:
         replace(base, resize="none (210x160)"),
         *pinned,
     ]))  # fmt: skip
-    turns, seconds = (2, 1.0) if flags.quick else (5, 3.0)
+    count, seconds = (2, 1.0) if flags.quick else (5, 3.0)
     pools = {case: build(flags.env, case) for case in cases}
-    for _, group in pools.values():
-        rate(group, 0.5)
+    for _, rung in pools.values():
+        window(rung, 0.5)
     rates: dict[Case, list[float]] = {case: [] for case in cases}
-    for turn in range(turns):
-        for case in cases[:: 1 if turn % 2 == 0 else -1]:
-            rates[case].append(measure(case, pools[case][1], seconds))
+    for case in turns(cases, count):
+        rates[case].append(window(pools[case][1], seconds).env_steps)
+    frame_skip = pools[base][0].frame_skip
     for envs, _ in pools.values():
         envs.close()
-    reference = statistics.median(rates[base])
-    print(f"{flags.env}, {turns} x {seconds:g} s a case, interleaved, env steps/s (a frame rate is four times that)")
+    print(f"{flags.env}, {count} x {seconds:g} s a case, interleaved, env steps/s; frames are {frame_skip} times that")
     print(f"{'num_envs':>8}{'group':>7}{'threads':>9}{'resize':>16}{'pinned':>8}{'median':>9}{'lowest':>9}"
           f"{'highest':>9}{'of first':>10}")  # fmt: skip
     results = []
     for case, values in rates.items():
-        figures = spread(values)
-        results.append({**asdict(case), "env_steps_per_second": figures})
+        figures, of_first = spread(values), spread(ratios(values, rates[base]))
+        results.append({**asdict(case), "env_steps_per_second": figures, "of_first": of_first})
         print(f"{case.num_envs:8}{case.group:7}{case.threads:9}{case.resize:>16}{case.pinned!s:>8}"
               f"{figures['median']:9,.0f}{figures['lowest']:9,.0f}{figures['highest']:9,.0f}"
-              f"{figures['median'] / reference:10.1%}")  # fmt: skip
+              f"{of_first['median']:10.1%}")  # fmt: skip
 
     def draw(axes: Axes) -> None:
-        rows = [spread([value * 4 for value in rates[case]]) for case in cases]
-        medians = [row["median"] for row in rows]
-        below = [row["median"] - row["lowest"] for row in rows]
-        above = [row["highest"] - row["median"] for row in rows]
-        axes.barh([case.label for case in cases], medians, xerr=[below, above], capsize=3, color="tab:blue",
-                  label="median; lines from lowest to highest")  # fmt: skip
-        axes.tick_params(axis="y", labelsize=8)
-        axes.invert_yaxis()
+        frames = [spread([value * frame_skip for value in rates[case]]) for case in cases]
+        bars(axes, [case.label for case in cases], frames)
         axes.set(xlabel=f"frames/s, {flags.env}, EnvPool alone", xlim=(0, None), ylabel="num_envs / group / threads")
 
-    settings = {"env": flags.env, "turns": turns, "seconds": seconds}
-    publish("envs-cpu", results, flags.out, settings, draw)
+    publish(flags.name, results, flags, {"turns": count, "seconds": seconds}, draw)
 
 
 if __name__ == "__main__":

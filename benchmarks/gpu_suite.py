@@ -54,7 +54,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
     def ladder(name: str, *flags: str) -> Stage:
         capacity = "50000" if quick else "1000000"
         return Stage(
-            name, 2.0 if quick else 5.0,  # of which windows of 3 s take one and a half; the rest builds and warms up
+            name, 2.0 if quick else 6.0,  # of which windows of 3 s take one and a half; the rest builds, tries and warms up
             [*python, "benchmarks.throughput", "--device", device, "--replay-capacity", capacity,
              "--json", str(out / f"{name}.json"), *flags, *(small or ["--seconds", "3"])],
         )  # fmt: skip
@@ -116,10 +116,10 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
         *(ladder(f"ladder-{size}", "--num-envs", size, "--replay-ratio", "8") for size in (["32"] if quick else ["16", "128", "256"])),
         Stage("learner", 7.0, [*python, "benchmarks.learner", "--device", device, "--out", str(out), *small]),
         *(Stage(name, 8.5, [*python, "benchmarks.learner", "--parts", "--device", device, "--out", str(out),
-                            "--name", name, "--only", ";".join(names), *small])
+                            "--name", name, "--only", ";".join(names), "--seconds", "0.25", *small])
           for name, names in parts.items()),
         Stage("replay", 4.0, [*python, "benchmarks.replay", "--device", device, "--out", str(out), *small]),
-        Stage("envs", 6.0, [*python, "benchmarks.envs", "--out", str(out), *small]),
+        Stage("envs", 6.0, [*python, "benchmarks.envs", "--out", str(out), "--name", f"envs-{device}-host", *small]),
         learning("Pong"),
         learning("SpaceInvaders"),
         *map(evaluation, ("Breakout", "Pong", "SpaceInvaders")),

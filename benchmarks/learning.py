@@ -1,11 +1,12 @@
 """Learning results: what finished runs reached, kept as JSON and a picture, and the README's table made of them.
 
-    python -m benchmarks.learning add NAME RUN... [--out benchmarks/results/learning]     one row, its seeds together
+    python -m benchmarks.learning add NAME RUN... [--protocol nature]    one row, its seeds together
     python -m benchmarks.learning table            writes the table between the README's two marks
     python -m benchmarks.learning table --check    exit code 1 where the README says something else
 
-A row holds what the run folders say and nothing else: command, commit, hardware, status and the newest evaluation of each
-run. So a number without its run's summary cannot get into the table.
+A row holds what the run folders say and nothing else: command, commit, hardware, status and the evaluation of each run's
+last agent, by one protocol. So a number without its run's summary cannot get into the table. Runs that differ in more than
+their seeds make no row.
 """
 
 import argparse
@@ -24,25 +25,66 @@ MARKS = "<!-- learning results: python -m benchmarks.learning table -->", "<!-- 
 HEAD = ["task", "command", "last 100 games of training", "evaluation, 100 games", "frames, games, time", "measured on"]
 # beside another program on the same cores, or on fewer of them, time says little; such rows name it in `note`
 FIGURES = ("seed", "frames", "env_steps", "updates", "episodes", "score_mean_100", "wall_seconds", "compile_seconds")
-EVALUATION = ("protocol", "episodes", "score_mean", "score_ci95", "score_median", "distinct_games", "epsilon")
+EVALUATION = (
+    "protocol", "episodes", "score_mean", "score_ci95", "score_median", "distinct_games", "epsilon", "checkpoint_step",
+)  # fmt: skip
+SAME = ("commit", "cpu", "gpu", "cores")  # of all runs of a row
 
 
-def row_of(folders: list[Path], note: str) -> dict[str, Any]:
-    """What the run folders of one setting say; they differ in their seeds."""
+def row_of(folders: list[Path], note: str, protocol: str | None = None) -> dict[str, Any]:
+    """What the run folders of one setting say; they differ in their seeds. `protocol`: see `evaluation_of`."""
+    environments = [runs.environment(folder) for folder in folders]
+    for field in SAME:
+        the_same(field, [environment.get(field) for environment in environments])
+    command = the_same("command", [command_of(folder) for folder in folders])
     rows = []
     for folder in folders:
-        status, evaluations = runs.status(folder), runs.evaluations(folder)
-        evaluation = {key: evaluations[-1][key] for key in EVALUATION} if evaluations else None
-        rows.append({**{key: status[key] for key in FIGURES}, "state": status["state"], "evaluation": evaluation})
-    status, environment = runs.status(folders[0]), runs.environment(folders[0])
-    commits = {runs.environment(folder)["commit"] for folder in folders}
-    if len(commits) > 1:
-        raise SystemExit(f"the runs are of several commits: {', '.join(sorted(commits))}")
-    words = (folders[0] / "command.txt").read_text().splitlines()[0].split()
+        status = runs.status(folder)
+        figures = {key: status[key] for key in FIGURES}
+        rows.append({**figures, "state": status["state"], "evaluation": evaluation_of(folder, status, protocol)})
+    the_same("protocol", [row["evaluation"]["protocol"] for row in rows if row["evaluation"]])
+    status = runs.status(folders[0])
     return {
-        "task": status["env"], "preset": status["preset"], "command": " ".join(public(words)), "note": note,
-        "environment": environment, "runs": sorted(rows, key=lambda row: row["seed"]),
+        "task": status["env"], "preset": status["preset"], "command": command, "note": note,
+        "environment": environments[0], "runs": sorted(rows, key=lambda row: row["seed"]),
     }  # fmt: skip
+
+
+def the_same(field: str, values: list[Any]) -> Any:
+    """The one value that all runs have; ends the program where they have several."""
+    several = sorted({str(value) for value in values})
+    if len(several) > 1:
+        raise SystemExit(f"{field}: the runs have several, {'; '.join(several)}; make a row of each")
+    return values[0] if values else None
+
+
+def command_of(folder: Path) -> str:
+    """How a run was begun, whatever it was resumed with."""
+    return " ".join(public((folder / "command.txt").read_text().splitlines()[0].split()))
+
+
+def evaluation_of(folder: Path, status: dict[str, Any], protocol: str | None) -> dict[str, Any] | None:
+    """The newest evaluation of a run by `protocol`; None: the run has none.
+
+    Without a protocol nature's, if an Atari run has one, else the run's own. Evaluations during training do not count: the
+    games that chose an agent flatter it.
+    """
+    found = {one["protocol"]: one for one in runs.evaluations(folder) if one.get("seed") != runs.SELECTION_SEED}
+    if protocol is not None and protocol not in found:
+        raise SystemExit(
+            f"protocol={protocol}: {folder.name} has no such evaluation; run fastdqn eval, or leave it out"
+        )
+    if protocol is None:
+        protocol = "nature" if "nature" in found and atari.parse_env(status["env"]).is_atari else "run"
+    if protocol not in found:
+        return None
+    step = found[protocol].get("checkpoint_step")
+    if step not in (None, status["env_steps"]):
+        raise SystemExit(
+            f"checkpoint_step={step}: the newest {protocol} evaluation of {folder.name} is not of its end at env step "
+            f"{status['env_steps']}; run fastdqn eval"
+        )
+    return {key: found[protocol].get(key) for key in EVALUATION}
 
 
 def public(words: list[str]) -> list[str]:
@@ -132,6 +174,9 @@ def main() -> int:
     add = commands.add_parser("add")
     add.add_argument("name")
     add.add_argument("runs", nargs="+", type=Path)
+    add.add_argument(
+        "--protocol", help="of the evaluations; by default nature, if there is one of an Atari game, else run"
+    )
     add.add_argument("--note", default="", help="what a reader has to know, in a few words")
     add.add_argument("--out", type=Path, default=RESULTS)
     write = commands.add_parser("table")
@@ -139,7 +184,7 @@ def main() -> int:
     flags = parser.parse_args()
     if flags.command == "add":
         flags.out.mkdir(parents=True, exist_ok=True)
-        row = row_of(flags.runs, flags.note)
+        row = row_of(flags.runs, flags.note, flags.protocol)
         (flags.out / f"{flags.name}.json").write_text(json.dumps(row, indent=2) + "\n")
         cli.main(["plot", *map(str, flags.runs), "--out", str(flags.out / f"{flags.name}.png")])
         return 0

@@ -1,6 +1,6 @@
 """What a run takes against what the preflight says of it before, and what an EnvPool env takes.
 
-    python -m benchmarks.memory [--only runs|games] [--cold] [--out benchmarks/results]
+    python -m benchmarks.memory [--only runs|games] [--cold] [--name memory-cpu] [--out benchmarks/results]
 
 Every case has a process of its own. Of a run: resident memory before anything is built, plus the parts that
 `fastdqn.footprint` names, against the kernel's high-water mark (VmHWM) after a few thousand env steps with updates, a
@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdqn import footprint, hardware, parts, preflight
+from benchmarks.publish import write
+from fastdqn import footprint, parts, preflight
 from fastdqn.config import Config, load_preset
 from fastdqn.envs import VectorEnv
 from fastdqn.memory import keep_freed_memory
@@ -126,6 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["runs", "games"])
     parser.add_argument("--cold", action="store_true", help="compile everything")
+    parser.add_argument("--name", default="memory-cpu", help="of the file")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -146,10 +148,7 @@ def main() -> int:
             f"{row['env']:16}{row['num_envs']:5} envs {row.get('image_size', '')!s:12}"
             f"{row['bytes_per_env']:>12,} bytes an env, {row['stated']:>10,} stated"
         )
-    report = {"benchmark": "memory", "environment": hardware.environment(), "runs": runs, "games": games}
-    flags.out.mkdir(parents=True, exist_ok=True)
-    (flags.out / "memory-cpu.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+    write("memory", {"runs": runs, "games": games}, flags, flags.out / f"{flags.name}.json")
     return 0 if all(run["held"] for run in runs) else 1
 
 

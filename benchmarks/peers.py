@@ -8,7 +8,8 @@ all of them once; rounds alternate between forward and backward order, so that d
 fastdqn is divided by a peer only within a round. A window begins once updates have run for a while, so building, compiling
 and filling the memory are outside it, and it consists of whole iterations of the competitor's own loop.
 
-    as shipped  each library with the envs, batch and thread settings of its own Atari example
+    as shipped  each library with the envs, batch and thread settings of its own Atari example, and fastdqn a second
+                time at their batch size
     matched     as many envs, batch size and threads as fastdqn
 
 The peers are installed apart from fastdqn, because they need older versions of what it runs on: see INSTALL.
@@ -20,7 +21,6 @@ import importlib.util
 import io
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +33,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.publish import write
+from benchmarks.timing import device_of, ratios, spread, synchronise, turns
 from fastdqn import hardware
 from fastdqn.config import Config
 from fastdqn.parts import resolve_device, resolve_threads
@@ -45,7 +47,8 @@ NEEDS = {
     "tianshou": ["tianshou", "envpool"],
     "torchrl": ["torchrl", "treevalue", "ale_py", "cv2"],
 }
-FRAMES_PER_STEP = 4
+FRAMES_PER_STEP = 4  # of Atari games, which are all that is played here
+SHIPPED_BATCH = 32  # of the peers' own Atari settings, all three of them
 EPSILON = 0.1  # of every competitor, from the first update on: the share of random actions alone moves the games' rate
 LEARNING_STARTS = 2_000  # env steps
 WARM_UP_SECONDS = 2.0  # of updates before the window
@@ -278,16 +281,16 @@ def measure(task: Task) -> dict:
             warm = time.perf_counter() + WARM_UP_SECONDS
             while time.perf_counter() < warm:
                 steps, updates = iterate()
-            return _window(iterate, steps, updates, task.seconds)
+            return _window(iterate, steps, updates, task.seconds, resolve_device(task.device))
 
 
-def _window(iterate: Iterate, steps: int, updates: int, seconds: float) -> dict:
-    _wait_for_gpu()
+def _window(iterate: Iterate, steps: int, updates: int, seconds: float, device: torch.device) -> dict:
+    synchronise(device)
     others = _other_seconds()
     started, last_steps, last_updates = time.perf_counter(), steps, updates
     while time.perf_counter() - started < seconds:
         last_steps, last_updates = iterate()
-    _wait_for_gpu()
+    synchronise(device)
     elapsed = time.perf_counter() - started
     return {
         "env_steps": last_steps - steps,
@@ -308,11 +311,6 @@ def _other_seconds() -> float:
     except (OSError, ValueError):
         return 0.0
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
-
-
-def _wait_for_gpu() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def in_own_process(task: Task) -> dict:
@@ -337,63 +335,72 @@ def missing(library: str) -> list[str]:
 def rounds(tasks: dict[str, Task], repeats: int) -> dict[str, list[dict]]:
     """Every task once per round, forwards and backwards in turn. One that fails is not tried again."""
     found: dict[str, list[dict]] = {name: [] for name in tasks}
-    for turn in range(repeats):
-        for name in list(tasks)[:: 1 if turn % 2 == 0 else -1]:
-            if any("error" in result for result in found[name]):
-                continue
-            found[name].append(in_own_process(tasks[name]))
-            print(f"round {turn + 1} of {repeats}: {name}: {found[name][-1]}", file=sys.stderr)
+    for name in turns(tasks, repeats):
+        if any("error" in result for result in found[name]):
+            continue
+        found[name].append(in_own_process(tasks[name]))
+        print(f"round {len(found[name])} of {repeats}: {name}: {found[name][-1]}", file=sys.stderr)
     return found
 
 
 def row(name: str, task: Task, results: list[dict], own: list[dict]) -> dict:
-    """One line of a table. Rates in env steps per second; `ratio` is fastdqn / this one, round by round."""
-    settings = {"name": name, **asdict(task)}
+    """One line of a table. Rates in a second; `ratio` is fastdqn / this one, round by round."""
+    settings = {"name": name, **asdict(task), "env_threads": env_threads(task)}
     errors = [result["error"] for result in (*results, *own) if "error" in result]
     if errors:
         return {**settings, "error": errors[0]}
     rates = [result["env_steps"] / result["seconds"] for result in results]
-    ratios = [result["env_steps"] / result["seconds"] / rate for result, rate in zip(own, rates, strict=True)]
+    own_rates = [result["env_steps"] / result["seconds"] for result in own]
     env_steps, updates = (sum(result[key] for result in results) for key in ("env_steps", "updates"))
     return {
         **settings,
         "torch_threads": results[0]["torch_threads"],
-        "env_steps_per_second": statistics.median(rates),
-        "lowest": min(rates),
-        "highest": max(rates),
+        "env_steps_per_second": spread(rates),
         "measured_replay_ratio": updates * task.batch_size / env_steps,
-        "updates_per_second": updates / sum(result["seconds"] for result in results),
+        "updates_per_second": spread([result["updates"] / result["seconds"] for result in results]),
         "other_cores": max(result["other_cores"] for result in results),
-        "ratio": statistics.median(ratios),
-        "ratio_lowest": min(ratios),
-        "ratio_highest": max(ratios),
+        "ratio": spread(ratios(own_rates, rates)),
         "windows": results,
     }
+
+
+def env_threads(task: Task) -> int | None:
+    """Threads that step the games: EnvPool's; None where the library chooses, 1 where there is no EnvPool."""
+    if task.library == "stable-baselines3" or not task.on_envpool:
+        return 1
+    return task.env_threads or None
 
 
 def table(title: str, rows: list[dict], notes: list[str]) -> str:
     """One table for people."""
     lines = [
         f"\n{title}",
-        f"{'':36}{'envs':>5}{'batch':>7}{'threads':>8}{'replay':>8}{'env steps/s':>13}{'lowest':>9}{'highest':>9}"
-        f"{'frames/s':>10}{'updates/s':>11}{'others':>8}   fastdqn / this one",
+        f"{'':36}{'envs':>5}{'batch':>7}{'env/torch threads':>19}{'replay':>8}{'env steps/s':>13}{'lowest':>9}"
+        f"{'highest':>9}{'frames/s':>10}{'updates/s':>11}{'others':>8}   fastdqn / this one",
     ]
     for entry in rows:
         head = f"{entry['name']:36}{entry['num_envs']:5}{entry['batch_size']:7}"
         if "error" in entry:
             lines.append(f"{entry['name']:36}{entry['error']}")
             continue
+        threads = f"{entry['env_threads'] or 'own'}/{entry['torch_threads']}"
+        rate, ratio = entry["env_steps_per_second"], entry["ratio"]
         lines.append(
-            f"{head}{entry['torch_threads']:8}{entry['measured_replay_ratio']:8.2f}{entry['env_steps_per_second']:13,.0f}"
-            f"{entry['lowest']:9,.0f}{entry['highest']:9,.0f}{entry['env_steps_per_second'] * FRAMES_PER_STEP:10,.0f}"
-            f"{entry['updates_per_second']:11,.1f}{entry['other_cores']:8.1f}   {entry['ratio']:.2f} ({entry['ratio_lowest']:.2f} to "
-            f"{entry['ratio_highest']:.2f})"
+            f"{head}{threads:>19}{entry['measured_replay_ratio']:8.2f}{rate['median']:13,.0f}{rate['lowest']:9,.0f}"
+            f"{rate['highest']:9,.0f}{rate['median'] * FRAMES_PER_STEP:10,.0f}"
+            f"{entry['updates_per_second']['median']:11,.1f}{entry['other_cores']:8.1f}   "
+            f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
         )
     return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
+TITLES = {
+    "as shipped": f"batch {SHIPPED_BATCH} and threads of each peer's own; fastdqn with its defaults, and at that batch",
+    "matched": "envs, batch and threads of all as fastdqn's",
+}
 SHIPPED_NOTES = [
-    "threads: torch's own. replay: transitions sampled / generated, as measured; set to the same for all.",
+    "threads: fastdqn's as it chooses; of the others, EnvPool's own number and torch's own; 1 for games without EnvPool.",
+    "replay: transitions sampled / generated, as measured; set to the same for all.",
     "others: cores taken by other programs in the worst window; near 0 on a quiet machine, else measure again.",
     "stable-baselines3: RL Zoo's Atari settings, games stepped one after another in its own process (DummyVecEnv).",
     "tianshou: its Atari example, but at this replay ratio; the example itself uses 3.2. 3-step Double DQN, on EnvPool.",
@@ -442,16 +449,17 @@ def main() -> None:
     )  # fmt: skip
     if not config.name.is_atari:
         parser.error(f"--env {flags.env}: give an Atari game")
-    threads = resolve_threads(config, resolve_device(flags.device))
+    threads = resolve_threads(config, device_of(flags.device))
     own = Task(
         library="fastdqn", game=config.name.game, num_envs=flags.num_envs, batch_size=flags.batch_size,
         replay_ratio=flags.replay_ratio, replay_capacity=flags.replay_capacity, env_threads=threads.env,
         torch_threads=threads.learn, device=flags.device, seconds=seconds, plain=flags.plain,
     )  # fmt: skip
-    shipped = replace(own, batch_size=32, env_threads=0, torch_threads=0)
+    shipped = replace(own, batch_size=SHIPPED_BATCH, env_threads=0, torch_threads=0)
     tables = {
         "as shipped": {
             "fastdqn": own,
+            f"fastdqn, batch {SHIPPED_BATCH}": replace(own, batch_size=SHIPPED_BATCH),
             "stable-baselines3, 1 env": replace(shipped, library="stable-baselines3", num_envs=1),
             "stable-baselines3, 8 envs": replace(shipped, library="stable-baselines3", num_envs=8),
             "tianshou on EnvPool": replace(shipped, library="tianshou", num_envs=10),
@@ -489,17 +497,14 @@ def main() -> None:
         notes = list(SHIPPED_NOTES if title == "as shipped" else MATCHED_NOTES)
         ours = [entry for entry in rows if entry["library"] == "stable-baselines3" and "error" not in entry]
         if title == "as shipped" and ours:
-            best = max(ours, key=lambda entry: entry["env_steps_per_second"])
+            best = max(ours, key=lambda entry: entry["env_steps_per_second"]["median"])
             notes.insert(
                 0,
-                f"stable-baselines3's best DQN configuration: {best['num_envs']} envs; fastdqn / it: {best['ratio']:.2f}",
+                f"stable-baselines3's best DQN configuration: {best['num_envs']} envs; fastdqn / it: "
+                f"{best['ratio']['median']:.2f}",
             )
-        print(table(title, rows, notes))
-    report = {"benchmark": "peers", "env": flags.env, "replay_ratio": flags.replay_ratio, "seconds": seconds,
-              "repeats": repeats, "environment": environment, "versions": versions, "results": results}  # fmt: skip
-    if flags.json:
-        flags.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+        print(table(f"{title}: {TITLES[title]}", rows, notes))
+    write("peers", results, flags, flags.json, {"seconds": seconds, "repeats": repeats, "versions": versions})
 
 
 if __name__ == "__main__":

@@ -3,23 +3,22 @@
     python -m benchmarks.replay [--device auto] [--quick] [--out benchmarks/results]
 
 Appends are groups of 32 rows; a sample is draw, n-step return and both stacks, n = 3, uniform. Cases take turns; each
-figure is a median over the turns. On CUDA every operation is a captured graph, timed by events, and at batches of 256
-and more a ring of 1M frames must cost at most 1.15 times one of 100k; on a CPU there is no bound.
+figure is a median over the turns. On CUDA every operation is a captured graph, and at batches of 256 and more a ring of
+1M frames must cost at most 1.15 times one of 100k; on a CPU there is no bound.
 
 On a CPU the times jump from 2048 transitions on: malloc keeps no block above 32 MB (see `memory.keep_freed_memory`), so
 each of the two stacks, 58 MB there, is mapped afresh and touched page by page in every call.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import publish, spread
+from benchmarks.publish import publish
+from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
 from fastdqn import hardware
 from fastdqn.graphs import Graph
 from fastdqn.memory import check_fits, keep_freed_memory, row_bytes
@@ -49,22 +48,6 @@ def appender(ring: ReplayRing, device: torch.device) -> Callable[[], object]:
     return lambda: ring.append(**row)
 
 
-def microseconds(graph: Graph, calls: int, device: torch.device) -> float:
-    """Mean time of a call."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        for _ in range(calls):
-            graph()
-        return (time.perf_counter() - started) / calls * 1e6
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(calls):
-        graph()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / calls * 1e3
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -73,12 +56,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="up to 1M frames, four batch sizes, 3 turns")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
-    device = torch.device("cuda" if flags.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(flags.device)
     threads = flags.threads or (1 if device.type == "cuda" else max(hardware.cores() - 1, 1))  # as a training run
     torch.set_num_threads(threads)
     keep_freed_memory()
     batches = [32, 256, 1024, 4096] if flags.quick else [32 * 2**k for k in range(8)]
-    turns, calls = (3, 20) if flags.quick else (9, 50)
+    count, seconds = (3, 0.02) if flags.quick else (9, 0.1)
     torch._dynamo.config.recompile_limit = 64  # every batch size and capacity is compiled for itself
     cases: dict[tuple[int, str, int], Graph] = {}
     for capacity in map(int, flags.capacities.split(",")):
@@ -99,14 +82,13 @@ def main() -> None:
                 ring.compile(env_id, batch, act_threads=threads, learn_threads=threads)
             cases[capacity, "sample", batch] = Graph(lambda ring=ring, batch=batch: ring.sample(batch), device)
     times: dict[tuple[int, str, int], list[float]] = {case: [] for case in cases}
-    for turn in range(turns + 1):
-        for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
-            value = microseconds(cases[case], calls, device)
-            if turn > 0:  # the first turn warms up
-                times[case].append(value)
+    for graph in cases.values():
+        seconds_a_call(graph, seconds, device)  # warm-up
+    for case in turns(cases, count):
+        times[case].append(1e6 * seconds_a_call(cases[case], seconds, device))
     capacities = sorted({case[0] for case in cases})
     print(
-        f"microseconds on {device}, {threads} torch threads, {turns} turns of {calls} calls: median (lowest to highest)"
+        f"microseconds on {device}, {threads} torch threads, {count} turns of {seconds:g} s: median (lowest to highest)"
     )
     print(f"{'rows':14}" + "".join(f"{f'{capacity:,} frames':>30}" for capacity in capacities))
     for kind, size in sorted({case[1:] for case in cases}):
@@ -117,28 +99,27 @@ def main() -> None:
         {"capacity": capacity, "operation": kind, "rows": size, "microseconds": spread(values)}
         for (capacity, kind, size), values in times.items()
     ]
-    growth = {}
+    growth: dict[int, dict[str, float]] = {}
     if {100_000, 1_000_000} <= set(capacities):
         for batch in batches:
-            pairs = zip(times[1_000_000, "sample", batch], times[100_000, "sample", batch], strict=True)
-            growth[batch] = statistics.median(big / small for big, small in pairs)
+            growth[batch] = spread(ratios(times[1_000_000, "sample", batch], times[100_000, "sample", batch]))
             bound = ""
             if device.type == "cuda" and batch >= 256:
-                bound = f", bound {BOUND} {'held' if growth[batch] <= BOUND else 'BROKEN'}"
-            print(f"1M / 100k at batch {batch}: {growth[batch]:.2f}{bound}")
+                bound = f", bound {BOUND} {'held' if growth[batch]['median'] <= BOUND else 'BROKEN'}"
+            print(f"1M / 100k at batch {batch}: {growth[batch]['median']:.2f}{bound}")
 
     def draw(axes: Axes) -> None:
         for capacity in capacities:
-            values = [statistics.median(times[capacity, "sample", batch]) for batch in batches]
+            values = [spread(times[capacity, "sample", batch])["median"] for batch in batches]
             axes.plot(batches, values, marker="o", label=f"sample, {capacity:,} frames")
-            append = statistics.median(times[capacity, "append", GROUP])
+            append = spread(times[capacity, "append", GROUP])["median"]
             axes.plot([GROUP], [append], marker="x", linestyle="", label=f"append of {GROUP}, {capacity:,} frames")
         axes.set(xscale="log", yscale="log", xlabel="transitions in a batch", ylabel="microseconds")
         axes.set_xticks(batches, labels=[str(batch) for batch in batches])
         axes.minorticks_off()
 
-    settings = {"threads": threads, "turns": turns, "calls": calls, "growth_1M_100k": growth}
-    publish(f"replay-{device.type}", results, flags.out, settings, draw)
+    settings = {"threads": threads, "turns": count, "seconds": seconds, "growth_1M_100k": growth}
+    publish(f"replay-{device.type}", results, flags, settings, draw)
 
 
 if __name__ == "__main__":

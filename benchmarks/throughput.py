@@ -7,7 +7,8 @@ EnvPool's rate by 20 %, and only decisions count as steps, never reset rows. Run
 so that drift of a shared machine cancels; each figure is the median of the repeats with lowest and highest.
 
     (a)     EnvPool alone in exactly the training run's pool settings, driven by ready-made random actions
-    (b)     EnvPool alone at 84x84 with its own area resize, at its best of several num_envs, batch sizes and threads
+    (b)     EnvPool alone at 84x84 with its own area resize, one thread a core, at the best of several num_envs and
+            batch sizes: the one with the highest median of three interleaved tries
     act     staging, append to the ring, stack, network, epsilon-greedy; no learning
     train   the same with updates at the replay ratio
 """
@@ -16,63 +17,85 @@ import argparse
 import contextlib
 import gc
 import io
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
-from fastdqn import hardware
+from benchmarks.publish import write
+from benchmarks.timing import ratios, spread, synchronise, turns
 from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
 from fastdqn.metrics import resident_bytes
+from fastdqn.parts import make_envs
+from fastdqn.profiling import occupancy
 from fastdqn.run import Run
-from fastdqn.screens import FRAME_SHAPE, SCREEN_SHAPE
 from fastdqn.trainer import no_garbage_collection, step_group
 
-Group = Callable[[], int]  # plays one group, returns the env steps it took
+BEST_SIZES = [16, 32, 64, 256]  # num_envs that are tried for (b)
 
 
-def alone(envs: VectorEnv) -> Group:
+class Rung(NamedTuple):
+    """Something that plays in groups of a pool's envs."""
+
+    group: Callable[[], tuple[int, int]]  # plays one group, returns its env steps and updates
+    waiting: int  # groups that the pool steps by itself while the rung waits for its turn
+
+
+class Rates(NamedTuple):
+    """A second of one window."""
+
+    env_steps: float
+    updates: float
+
+
+def alone(envs: VectorEnv) -> Rung:
     """EnvPool itself, without our wrapper's checks."""
     pool, draw = envs._pool, np.random.default_rng(0)
     actions = draw.integers(0, envs.num_actions, (997, envs.group_size)).astype(np.int32)
     turn = 0
     envs.start()
 
-    def group() -> int:
+    def group() -> tuple[int, int]:
         nonlocal turn
         info = pool.recv()[4]
         pool.send(actions[turn % 997], info["env_id"])
         turn += 1
-        return int(np.count_nonzero(info["elapsed_step"]))
+        return int(np.count_nonzero(info["elapsed_step"])), 0
 
-    return group
+    return Rung(group, -(-envs.num_envs // envs.group_size))
 
 
-def trained(run: Run) -> Group:
+def trained(run: Run) -> Rung:
     """The training loop."""
     run.envs.start()
 
-    def group() -> int:
-        before = run.clock.env_steps
+    def group() -> tuple[int, int]:
+        env_steps, updates = run.clock.env_steps, run.clock.updates
         step_group(run)
-        return run.clock.env_steps - before
+        return run.clock.env_steps - env_steps, run.clock.updates - updates
 
-    return group
+    return Rung(group, -(-run.envs.num_envs // run.envs.group_size))
 
 
-def rate(group: Group, seconds: float) -> float:
-    """Env steps per second over a window of whole groups."""
-    started, steps = time.perf_counter(), 0
+def window(rung: Rung, seconds: float) -> Rates:
+    """Rates over at least `seconds` of whole groups; what was stepped while the rung waited is received before."""
+    for _ in range(rung.waiting):
+        rung.group()
+    env_steps = updates = 0
+    started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
-        steps += group()
-    return steps / elapsed
+        more_steps, more_updates = rung.group()
+        env_steps, updates = env_steps + more_steps, updates + more_updates
+    return Rates(env_steps / elapsed, updates / elapsed)
 
 
 def make_run(config: Config, replay_ratio: float, folder: str) -> Run:
@@ -84,37 +107,39 @@ def make_run(config: Config, replay_ratio: float, folder: str) -> Run:
     )
 
 
-def best_alone(env: str, sizes: list[int], seconds: float) -> tuple[VectorEnv, Group, str]:
-    """EnvPool alone at 84x84 at the fastest of several settings, each tried for `seconds`, and what they are."""
-    cores, best = hardware.cores(), None
-    for num_envs in sizes:
-        for share in (2, 4):
-            envs = VectorEnv(
-                env, num_envs=num_envs, batch_size=num_envs // share, seed=7, num_threads=cores, stall_seconds=0
-            )
-            group = alone(envs)
-            rate(group, 1.0)
-            found = rate(group, seconds), envs, group, f"{num_envs} envs, groups of {envs.group_size}, {cores} threads"
-            if best is None or found[0] > best[0]:
-                best, found = found, best
-            if found is not None:
-                found[1].close()
-    assert best is not None, "at least one size is tried"
-    return best[1:]
+def best_alone(env: str, sizes: list[int], seconds: float) -> tuple[VectorEnv, Rung, str]:
+    """EnvPool alone at 84x84 at the fastest of several settings, each tried three times, and what they are."""
+    pools = [
+        VectorEnv(env, num_envs=size, batch_size=size // share, seed=7, stall_seconds=0)  # a thread for each core
+        for size in sizes
+        for share in (2, 4)
+    ]
+    tries = [(pool, alone(pool), []) for pool in pools]
+    for _, rung, _ in tries:
+        window(rung, min(1.0, seconds))
+    for _, rung, found in turns(tries, 3):
+        found.append(window(rung, seconds).env_steps)
+    envs, rung, _ = max(tries, key=lambda one: statistics.median(one[2]))
+    for pool in pools:
+        if pool is not envs:
+            pool.close()
+    return envs, rung, f"{envs.num_envs} envs, groups of {envs.group_size}, {envs.num_threads} threads"
 
 
-def busy_fraction(group: Group, groups: int = 50) -> float | None:
-    """Share of the wall time in which a kernel or copy ran on the GPU; None without one."""
-    if not torch.cuda.is_available():
+def busy_fraction(rung: Rung, device: torch.device, groups: int = 50) -> float | None:
+    """Share of the time from the first kernel or copy on the GPU to the last in which one ran; None: none was seen."""
+    if device.type != "cuda":
         return None
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        started = time.perf_counter()
+    synchronise(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(groups):
-            group()
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return sum(event.device_time for event in profiler.events() or []) / 1e6 / seconds  # one stream: nothing overlaps
+            rung.group()
+        synchronise(device)
+    events = [e for e in profiler.events() or [] if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    spans = [(event.time_range.start, event.time_range.end) for event in events]
+    if not spans:  # a container may forbid what the profiler needs
+        return None
+    return occupancy(spans, min(start for start, _ in spans), max(end for _, end in spans))[0]
 
 
 def limit(phase_seconds: dict[str, float]) -> str:
@@ -130,7 +155,7 @@ def limit(phase_seconds: dict[str, float]) -> str:
     return f"{words[longest]} ({phase_seconds[longest] / sum(phase_seconds.values()):.0%} of the loop)"
 
 
-def ladder(config: Config, ratios: list[float], seconds: float, repeats: int, sizes: list[int]) -> dict:
+def ladder(config: Config, replay_ratios: list[float], seconds: float, repeats: int, sizes: list[int]) -> dict:
     """All rungs for one num_envs. Rates in env steps per second."""
     if torch.cuda.is_available():  # the last ladder's memory is not this one's
         gc.collect()
@@ -138,59 +163,57 @@ def ladder(config: Config, ratios: list[float], seconds: float, repeats: int, si
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, no_garbage_collection():
         started = time.perf_counter()
-        runs = {"act": make_run(config, 0.0, folder)}
+        act = make_run(config, 0.0, folder)
         build_seconds = time.perf_counter() - started
-        runs |= {f"train, replay ratio {ratio:g}": make_run(config, ratio, folder) for ratio in ratios}
-        settings = runs["act"].envs
-        bare = VectorEnv(
-            config.env, num_envs=config.num_envs, seed=7, num_threads=settings.num_threads, stall_seconds=0,
-            image_size=SCREEN_SHAPE if settings.obs_shape == SCREEN_SHAPE else FRAME_SHAPE,
-        )  # fmt: skip
-        best, group_b, settings_b = best_alone(config.env, sizes, min(1.5, seconds))
-        rungs = {"EnvPool alone (a)": alone(bare), "EnvPool at its best (b)": group_b}
+        runs = {"act": act}
+        runs |= {f"train, replay ratio {ratio:g}": make_run(config, ratio, folder) for ratio in replay_ratios}
+        bare = make_envs(act.config, act.screen, act.threads.env, epoch=1, first_env=0)
+        best, rung_b, settings_b = best_alone(config.env, sizes, min(1.5, seconds))
+        rungs = {"EnvPool alone (a)": alone(bare), "EnvPool at its best (b)": rung_b}
         rungs |= {name: trained(run) for name, run in runs.items()}
-        for group in rungs.values():
-            rate(group, min(2.0, seconds))  # warm-up: games under way, learning started
+        for rung in rungs.values():
+            window(rung, min(2.0, seconds))  # warm-up: games under way, learning started
         for run in runs.values():
             run.phase.seconds.update(dict.fromkeys(run.phase.seconds, 0.0))
-        updates = {name: run.clock.updates for name, run in runs.items()}
-        rates: dict[str, list[float]] = {name: [] for name in rungs}
-        for turn in range(repeats):
-            for name in list(rungs)[:: 1 if turn % 2 == 0 else -1]:
-                # the rungs that wait keep their threads idle: no group of theirs is being stepped
-                rates[name].append(rate(rungs[name], seconds))
-        a, b = (rates[name] for name in list(rungs)[:2])
-        rows = []
-        for name, values in rates.items():
-            row: dict = {
-                "rung": name,
-                "env_steps_per_second": statistics.median(values),
-                "lowest": min(values),
-                "highest": max(values),
-                "of_a": statistics.median(value / base for value, base in zip(values, a, strict=True)),
-                "of_b": statistics.median(value / base for value, base in zip(values, b, strict=True)),
-            }
-            if name in runs:
-                per_second = (runs[name].clock.updates - updates[name]) / (seconds * repeats)
-                row |= {
-                    "updates_per_second": per_second,
-                    "samples_per_second": per_second * config.batch_size,
-                    "gpu_busy": busy_fraction(rungs[name]),
-                    "limit": limit(runs[name].phase.seconds),
-                }
-            rows.append(row)
+        found: dict[str, list[Rates]] = {name: [] for name in rungs}
+        for name in turns(rungs, repeats):
+            # the rungs that wait keep their threads idle: no group of theirs is being stepped
+            found[name].append(window(rungs[name], seconds))
+        rows = rows_of(found)
+        for row in rows[2:]:
+            run = runs[row["rung"]]
+            row["samples_per_second"] = row["updates_per_second"]["median"] * config.batch_size
+            row["limit"] = limit(run.phase.seconds)
+            row["gpu_busy"] = busy_fraction(rungs[row["rung"]], run.device)
         gpu_bytes = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
         for envs in (bare, best, *(run.envs for run in runs.values())):
             envs.close()  # or its watchdog keeps a whole run alive
         return {
             "num_envs": config.num_envs,
-            "compute": next(line for line in runs["act"].plan if line.startswith("compute")),
+            "frames_per_env_step": act.config.action_repeat,
+            "compute": next(line for line in act.plan if line.startswith("compute")),
             "settings_b": settings_b,
             "build_and_compile_seconds": build_seconds,
             "memory_bytes": resident_bytes(),
             "gpu_memory_bytes": gpu_bytes,
             "rungs": rows,
         }
+
+
+def rows_of(found: dict[str, list[Rates]]) -> list[dict[str, Any]]:
+    """What the windows of each rung say; the first rung is (a), the second (b)."""
+    env_steps = {name: [rates.env_steps for rates in windows] for name, windows in found.items()}
+    a, b = list(env_steps.values())[:2]
+    return [
+        {
+            "rung": name,
+            "env_steps_per_second": spread(values),
+            "of_a": spread(ratios(values, a)),
+            "of_b": spread(ratios(values, b)),
+            "updates_per_second": spread([rates.updates for rates in found[name]]),
+        }
+        for name, values in env_steps.items()
+    ]
 
 
 def table(env: str, result: dict, seconds: float, repeats: int) -> str:
@@ -208,11 +231,14 @@ def table(env: str, result: dict, seconds: float, repeats: int) -> str:
         f"{'updates/s':>11}{'samples/s':>11}{'GPU busy':>10}  limited by",
     ]
     for row in result["rungs"]:
+        frames = [value * result["frames_per_env_step"] for value in row["env_steps_per_second"].values()]
         busy = f"{row['gpu_busy']:.0%}" if row.get("gpu_busy") is not None else "-"
-        learns = f"{row['updates_per_second']:11,.1f}{row['samples_per_second']:11,.0f}" if "limit" in row else " " * 22
+        learns = " " * 22
+        if "limit" in row:
+            learns = f"{row['updates_per_second']['median']:11,.1f}{row['samples_per_second']:11,.0f}"
         lines.append(
-            f"{row['rung']:26}{row['env_steps_per_second'] * 4:10,.0f}{row['lowest'] * 4:9,.0f}"
-            f"{row['highest'] * 4:9,.0f}{row['of_a']:8.1%}{row['of_b']:8.1%}{learns}{busy:>10}  {row.get('limit', '')}"
+            f"{row['rung']:26}{frames[0]:10,.0f}{frames[1]:9,.0f}{frames[2]:9,.0f}{row['of_a']['median']:8.1%}"
+            f"{row['of_b']['median']:8.1%}{learns}{busy:>10}  {row.get('limit', '')}"
         )
     return "\n".join(lines)
 
@@ -234,7 +260,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the object to this file")
     flags = parser.parse_args()
     seconds, repeats = (3.0, 3) if flags.quick else (flags.seconds, flags.repeats)
-    ratios = [float(ratio) for ratio in flags.replay_ratio.split(",") if ratio]
+    replay_ratios = [float(ratio) for ratio in flags.replay_ratio.split(",") if ratio]
     config = replace(
         Config(), env=flags.env, device=flags.device, ui="quiet", total_frames=10**12, batch_size=flags.batch_size,
         replay_capacity=flags.replay_capacity, env_threads=flags.env_threads, torch_threads=flags.torch_threads,
@@ -242,16 +268,12 @@ def main() -> None:
     )  # fmt: skip
     results = []
     for num_envs in map(int, flags.num_envs.split(",")):
-        sizes = [64] if flags.quick else [64, 128, 256]
+        sizes = [64] if flags.quick else BEST_SIZES
         with contextlib.redirect_stdout(io.StringIO()):
-            result = ladder(replace(config, num_envs=num_envs), ratios, seconds, repeats, sizes)
+            result = ladder(replace(config, num_envs=num_envs), replay_ratios, seconds, repeats, sizes)
         results.append(result)
         print(table(flags.env, result, seconds, repeats))
-    report = {"benchmark": "throughput", "env": flags.env, "seconds": seconds, "repeats": repeats,
-              "environment": hardware.environment(), "results": results}  # fmt: skip
-    if flags.json:
-        flags.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+    write("throughput", results, flags, flags.json, {"seconds": seconds, "repeats": repeats})
 
 
 if __name__ == "__main__":

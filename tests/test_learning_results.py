@@ -45,11 +45,53 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     assert "Catch-v0" in line and "2 runs, seeds 1, 2; a note" in line and "not evaluated" in line
 
 
-def test_runs_of_several_commits_make_no_row(tmp_path: Path) -> None:
-    for name, commit in (("a", "1"), ("b", "2")):
-        (tmp_path / name).mkdir()
-        status = dict.fromkeys(learning.FIGURES, 1) | {"state": "finished", "env": "Catch-v0", "preset": "catch"}
-        (tmp_path / name / "status.json").write_text(json.dumps(status))
-        (tmp_path / name / "environment.json").write_text(json.dumps({"commit": commit}))
-    with pytest.raises(SystemExit, match="several commits: 1, 2"):
-        learning.row_of([tmp_path / "a", tmp_path / "b"], "")
+def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = (), **environment: object) -> Path:
+    """What a run of Pong leaves of which a row is made."""
+    (path / "eval").mkdir(parents=True)
+    status = dict.fromkeys(learning.FIGURES, 1) | {"state": "finished", "env": "Pong-v5", "preset": "fast"}
+    (path / "status.json").write_text(json.dumps(status))
+    where = {"commit": "1", "cpu": "c", "gpu": None, "cores": 4} | environment
+    (path / "environment.json").write_text(json.dumps(where))
+    (path / "command.txt").write_text(f"fastdqn train --env Pong --seed 1 --run-dir x {command}\n")
+    for number, evaluation in enumerate(evaluations):
+        full = dict.fromkeys(learning.EVALUATION, 1) | {"seed": 1} | evaluation
+        (path / "eval" / f"{number}.json").write_text(json.dumps(full))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"commit": "2"}, "commit: the runs have several, 1; 2"),
+        ({"cpu": "d"}, "cpu: the runs have several, c; d"),
+        ({"gpu": "g"}, "gpu: the runs have several, None; g"),
+        ({"cores": 8}, "cores: the runs have several, 4; 8"),
+        ({"command": "--n-step 1"}, "command: .* --env Pong; .* --env Pong --n-step 1"),
+        ({"evaluations": ({"protocol": "nature"},)}, "protocol: the runs have several, nature; run"),
+    ],
+)
+def test_runs_that_differ_in_more_than_their_seeds_make_no_row(tmp_path: Path, other: dict, message: str) -> None:
+    first = folder_of(tmp_path / "a", evaluations=({"protocol": "run"},))
+    with pytest.raises(SystemExit, match=message):
+        learning.row_of([first, folder_of(tmp_path / "b", **other)], "")
+
+
+def test_the_row_has_the_evaluation_by_the_protocol_asked_for_and_by_natures_of_an_atari_game(tmp_path: Path) -> None:
+    nature, own = {"protocol": "nature", "score_mean": 2}, {"protocol": "run", "score_mean": 3}
+    selecting = {"protocol": "nature", "score_mean": 4, "seed": runs.SELECTION_SEED}
+    folder = folder_of(tmp_path / "a", evaluations=(nature, own, selecting))
+
+    def score(protocol: str | None) -> float:
+        return learning.row_of([folder], "", protocol)["runs"][0]["evaluation"]["score_mean"]
+
+    assert (score(None), score("nature"), score("run")) == (2, 2, 3)
+    with pytest.raises(SystemExit, match="protocol=sticky: a has no such evaluation"):
+        score("sticky")
+
+
+def test_an_evaluation_of_another_agent_than_the_last_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", evaluations=({"protocol": "run", "checkpoint_step": 0},))
+    with pytest.raises(
+        SystemExit, match="checkpoint_step=0: the newest run evaluation of a is not of its end at env step 1"
+    ):
+        learning.row_of([folder], "")

@@ -1,0 +1,59 @@
+"""How every benchmark measures: cases in turns, calls in windows, figures with their spread."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from fastdqn import parts
+from fastdqn.errors import UsageError
+
+Case = TypeVar("Case")
+
+
+def turns(cases: Iterable[Case], count: int) -> Iterator[Case]:
+    """Every case once a turn, forwards and backwards in alternation, so that drift of a shared machine cancels."""
+    forwards = list(cases)
+    for turn in range(count):
+        yield from forwards if turn % 2 == 0 else reversed(forwards)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median with lowest and highest, because these machines are shared."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
+    """Each value to the base of its own turn, so that what slows a whole turn down cancels."""
+    return [value / base for value, base in zip(values, bases, strict=True)]
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until everything queued on a GPU has run; a CPU queues nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_a_call(function: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Mean time of a call over a window of at least `seconds`."""
+    calls, batch = 0, 1
+    synchronise(device)
+    started = time.perf_counter()
+    while True:
+        for _ in range(batch):
+            function()
+        synchronise(device)
+        calls, elapsed = calls + batch, time.perf_counter() - started
+        if elapsed >= seconds:
+            return elapsed / calls
+        batch = calls  # doubled, so that hardly any call is followed by a wait for the device
+
+
+def device_of(name: str) -> torch.device:
+    """auto, cpu or cuda -> the device; ends the program in one line where there is none of that name."""
+    try:
+        return parts.resolve_device(name)
+    except UsageError as error:
+        raise SystemExit(f"error: {error}") from None

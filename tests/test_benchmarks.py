@@ -1,0 +1,96 @@
+"""How the benchmarks measure and what they leave, without measuring anything."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import learner, peers
+from benchmarks.publish import write
+from benchmarks.throughput import Rates, Rung, alone, rows_of, window
+from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
+from fastdqn.envs import VectorEnv
+
+
+def test_turns_go_forwards_and_backwards() -> None:
+    assert list(turns("abc", 3)) == list("abccbaabc")
+
+
+def test_a_ratio_is_of_one_turn() -> None:
+    assert spread(ratios([2.0, 30.0, 12.0], [1.0, 10.0, 3.0])) == {"median": 3.0, "lowest": 2.0, "highest": 4.0}
+
+
+def test_a_window_of_calls_is_no_shorter_than_asked_for() -> None:
+    calls = []
+    started = time.perf_counter()
+    seconds = seconds_a_call(lambda: calls.append(time.sleep(0.001)), 0.05, torch.device("cpu"))
+    assert time.perf_counter() - started >= seconds * len(calls) >= 0.05
+
+
+def test_what_was_stepped_before_a_window_is_no_part_of_it() -> None:
+    groups = []
+
+    def group() -> tuple[int, int]:
+        groups.append(1000 if len(groups) < 2 else 10)
+        time.sleep(0.01)
+        return groups[-1], 1
+
+    rates = window(Rung(group, waiting=2), 0.05)
+    assert groups[:2] == [1000, 1000]
+    assert rates.env_steps == pytest.approx(10 * rates.updates)
+    assert rates.updates <= 100  # 10 ms each
+
+
+@pytest.mark.parametrize(("batch_size", "groups"), [(2, 4), (4, 2), (8, 1)])
+def test_all_groups_of_a_pool_are_received_before_a_window(batch_size: int, groups: int) -> None:
+    envs = VectorEnv("CartPole", num_envs=8, batch_size=batch_size, seed=1, num_threads=1, stall_seconds=0)
+    rung = alone(envs)
+    env_steps, updates = np.sum([rung.group() for _ in range(groups + 1)], axis=0)
+    envs.close()
+    assert rung.waiting == groups
+    assert env_steps <= batch_size and updates == 0  # of the first groups all rows are resets
+
+
+def test_a_rungs_shares_are_of_each_round() -> None:
+    found = {"a": [Rates(1, 0), Rates(10, 0)], "b": [Rates(2, 0), Rates(20, 0)], "train": [Rates(1, 3), Rates(5, 1)]}
+    row = rows_of(found)[2]
+    assert row["of_a"] == {"median": 0.75, "lowest": 0.5, "highest": 1.0}
+    assert row["of_b"]["median"] == 0.375 and row["updates_per_second"]["median"] == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(SystemExit, match="error: device=cuda"):
+        device_of("cuda")
+    assert device_of("auto") == torch.device("cpu")
+
+
+def test_a_report_records_its_flags_and_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = argparse.Namespace(quick=True, seconds=2.0, out=tmp_path, json=tmp_path / "x", child=None)
+    report = write("some", [1], flags, tmp_path / "new" / "some.json", {"turns": 3})
+    assert report["flags"] == {"quick": True, "seconds": 2.0} and report["turns"] == 3
+    assert str(tmp_path) not in capsys.readouterr().out
+    assert json.loads((tmp_path / "new" / "some.json").read_text()) == report
+
+
+def test_the_parts_are_timed_beside_plain_dqn() -> None:
+    cases = learner.part_cases(["plain DQN", "C51"])
+    assert cases["plain DQN"].head == "q" and not cases["plain DQN"].double and cases["C51"].head == "c51"
+
+
+def test_the_peers_table_shows_batch_and_threads_of_each_row() -> None:
+    own = peers.Task("fastdqn", "Breakout", 64, 256, 8.0, 50_000, 2, 3, "cpu", 1.0)
+    window = {"env_steps": 100, "updates": 10, "seconds": 1.0, "torch_threads": 3, "other_cores": 0.0}
+    tasks = {
+        "ours": (own, "2/3"),
+        "tianshou": (peers.replace(own, library="tianshou", batch_size=32, env_threads=0), "own/3"),
+        "sb3": (peers.replace(own, library="stable-baselines3", batch_size=32), "1/3"),
+    }
+    rows = [peers.row(name, task, [window], [{**window, "env_steps": 200}]) for name, (task, _) in tasks.items()]
+    lines = peers.table("title", rows, []).splitlines()[3:]
+    for line, (task, threads) in zip(lines, tasks.values(), strict=True):
+        assert line.split()[1:4] == ["64", str(task.batch_size), threads] and line.endswith("2.00 (2.00 to 2.00)")
