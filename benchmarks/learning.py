@@ -22,7 +22,7 @@ from fastdqn import atari, cli, runs
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
 MARKS = "<!-- learning results: python -m benchmarks.learning table -->", "<!-- end -->"
-HEAD = ["task", "command", "last 100 games of training", "evaluation, 100 games", "frames, games, time", "measured on"]
+HEAD = ["", "task", "preset", "training, last 100 games", "evaluation, 100 games", "frames", "games", "minutes"]
 # beside another program on the same cores, or on fewer of them, time says little; such rows name it in `note`
 FIGURES = ("seed", "frames", "env_steps", "updates", "episodes", "score_mean_100", "wall_seconds", "compile_seconds")
 EVALUATION = (
@@ -100,25 +100,32 @@ def public(words: list[str]) -> list[str]:
     return kept
 
 
-def line(name: str, row: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> str:
     """The row of the README's table."""
     found = row["runs"]
-    environment = row["environment"]
     evaluated = [run["evaluation"] for run in found if run["evaluation"]]
-    seeds = f"{len(found)} runs, seeds {', '.join(str(run['seed']) for run in found)}" if len(found) > 1 else "1 run"
-    where = environment["gpu"] or f"{environment['cores']} cores {environment['cpu']}"
-    frames, games = ({run[key] for run in found} for key in ("frames", "episodes"))
-    minutes = [run["wall_seconds"] / 60 for run in found]
     cells = [
         row["task"],
-        f"`{row['command']}`",
+        f"`{row['preset']}`",
         scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
         scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]) + remarks(evaluated),
-        f"{span(frames, 1e6)}M frames, {span(games, 1)} games, {span(minutes, 1)} min",
-        f"{where}; {environment['commit'][:7]}; {seeds}{'; ' + row['note'] if row['note'] else ''}; "
-        f"[{name}.json](benchmarks/results/learning/{name}.json)",
+        span([run["frames"] for run in found], 1e6) + "M",
+        span([run["episodes"] for run in found], 1),
+        span([run["wall_seconds"] / 60 for run in found], 1),
     ]
-    return "| " + " | ".join(cells) + " |"
+    return " | ".join(cells)
+
+
+def origin(name: str, row: dict[str, Any]) -> str:
+    """What was run for a row, on what, and what a reader has to know of it."""
+    found, environment = row["runs"], row["environment"]
+    seeds = f"{len(found)} runs, seeds {', '.join(str(run['seed']) for run in found)}" if len(found) > 1 else "1 run"
+    where = environment["gpu"] or f"{environment['cores']} cores {environment['cpu']}"
+    note = f". {row['note']}" if row["note"] else ""
+    return (
+        f"`{row['command']}`, {seeds}, {where}, commit {environment['commit'][:7]}: "
+        f"[{name}.json](benchmarks/results/learning/{name}.json){note}"
+    )
 
 
 def scores(means: list[float], intervals: list[list[float]] | None = None) -> str:
@@ -153,9 +160,13 @@ def span(values: Any, unit: float) -> str:
 
 
 def table(results: Path) -> str:
-    """Every row under `results`, by name."""
-    rows = [line(path.stem, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
-    return "\n".join(["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |", *rows])
+    """Every row under `results`, by name, and below it where each comes from."""
+    rows = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    head = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |"]
+    body = [f"| {number} | {line(row)} |" for number, row in enumerate(rows.values(), 1)]
+    origins = [f"{number}. {origin(name, row)}" for number, (name, row) in enumerate(rows.items(), 1)]
+    fold = "<details><summary>How each row was made: command, machine, commit, summary</summary>"
+    return "\n".join([*head, *body, "", fold, "", *origins, "", "</details>"])
 
 
 def with_table(readme: str, results: Path) -> str:

@@ -15,7 +15,7 @@ from fastdqn.trainer import train
 def test_the_readmes_table_is_the_one_of_the_kept_results() -> None:
     readme = (learning.ROOT / "README.md").read_text()
     assert readme == learning.with_table(readme, learning.RESULTS)
-    changed = readme.replace("M frames, ", "9M frames, ", 1)
+    changed = readme.replace("M | ", "9M | ", 1)
     assert changed != readme and learning.with_table(changed, learning.RESULTS) == readme
 
 
@@ -41,8 +41,10 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     assert [run["seed"] for run in row["runs"]] == [1, 2]
     for run in row["runs"]:
         assert run["score_mean_100"] == runs.status(tmp_path / str(run["seed"]))["score_mean_100"]
-    line = learning.line("catch", row)
-    assert "Catch-v0" in line and "2 runs, seeds 1, 2; a note" in line and "not evaluated" in line
+    line, origin = learning.line(row), learning.origin("catch", row)
+    assert "Catch-v0" in line and "`catch`" in line and "not evaluated" in line
+    assert "`fastdqn train --preset catch`" in origin and "2 runs, seeds 1, 2" in origin and "a note" in origin
+    assert row["environment"]["commit"][:7] in origin and "catch.json" in origin
 
 
 def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = (), **environment: object) -> Path:
@@ -54,7 +56,7 @@ def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = 
     (path / "environment.json").write_text(json.dumps(where))
     (path / "command.txt").write_text(f"fastdqn train --env Pong --seed 1 --run-dir x {command}\n")
     for number, evaluation in enumerate(evaluations):
-        full = dict.fromkeys(learning.EVALUATION, 1) | {"seed": 1} | evaluation
+        full = dict.fromkeys([*runs.RESULT_FIELDS, *learning.EVALUATION], 1) | {"seed": 1} | evaluation
         (path / "eval" / f"{number}.json").write_text(json.dumps(full))
     return path
 
