@@ -183,9 +183,9 @@ def test_games_are_played_to_their_end_and_the_terminal_is_given_back(
     assert played.startswith(play.ENTER) and "game 1 of 2" in played and "game 2 of 2" in played
     scores = [float(score) for score in re.findall(r"scores (\d+) (\d+)", summary)[0]]
     for game, score in enumerate(scores, start=1):
-        # a point per step, and each of them on the screen, the last one before the game is over aside
+        # a point per step, and each on the screen but the one that ends the game; of late ones up to three are left out
         shown = [float(one) for one in re.findall(rf"game {game} of 2  score (\d+)  Q", played)]
-        assert shown[0] == (0 if game == 1 else shown[0]) and score - 1 <= max(shown) <= score
+        assert shown[0] == (0 if game == 1 else shown[0]) and score - 4 <= max(shown) <= score
     assert "left at" not in summary and "\x1b" not in summary
 
 
