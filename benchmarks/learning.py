@@ -42,7 +42,8 @@ def row_of(folders: list[Path], note: str, protocol: str | None = None) -> dict[
         status = runs.status(folder)
         figures = {key: status[key] for key in FIGURES}
         rows.append({**figures, "state": status["state"], "evaluation": evaluation_of(folder, status, protocol)})
-    the_same("protocol", [row["evaluation"]["protocol"] for row in rows if row["evaluation"]])
+    for field in ("protocol", "epsilon", "episodes"):
+        the_same(field, [(row["evaluation"] or {}).get(field) for row in rows])
     status = runs.status(folders[0])
     return {
         "task": status["env"], "preset": status["preset"], "command": command, "note": note,
@@ -78,13 +79,13 @@ def evaluation_of(folder: Path, status: dict[str, Any], protocol: str | None) ->
         protocol = "nature" if "nature" in found and atari.parse_env(status["env"]).is_atari else "run"
     if protocol not in found:
         return None
-    step = found[protocol].get("checkpoint_step")
-    if step not in (None, status["env_steps"]):
+    step = found[protocol]["checkpoint_step"]
+    if step != status["env_steps"]:
         raise SystemExit(
             f"checkpoint_step={step}: the newest {protocol} evaluation of {folder.name} is not of its end at env step "
             f"{status['env_steps']}; run fastdqn eval"
         )
-    return {key: found[protocol].get(key) for key in EVALUATION}
+    return {key: found[protocol][key] for key in EVALUATION}
 
 
 def public(words: list[str]) -> list[str]:

@@ -333,14 +333,13 @@ def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Scree
 def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
     """Copies the checkpoint to `root`, with its score, unless what is there was scored higher. Returns whether.
 
-    What is there and damaged was scored by nobody.
+    What cannot be read stays, and is told.
     """
     try:
         best = checkpoint.load(root) if checkpoint.checkpoints(root) else None
-    except CheckpointError:
-        if root.is_symlink():
-            raise
-        best = None
+    except CheckpointError as error:
+        print(f"warning: not kept as best: {error}; remove that folder to begin a new one", file=sys.stderr)
+        return False
     if best is not None and best.state.get("eval_score_mean", -np.inf) > score_mean:
         return False
     if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again

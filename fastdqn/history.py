@@ -95,9 +95,9 @@ def _read(path: Path) -> History:
     config = Config.load(path / "config.toml")
     try:
         games, rows = runs.games(path), runs.metrics(path)
-    except (OSError, ValueError, LookupError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"run={path}: its logs cannot be read ({error}); `fastdqn resume` drops damaged lines, or leave this run out"
+            f"run={path}: its logs cannot be read ({error}); remove that line, or leave this run out"
         ) from None
     return History(path, config, games, rows, runs.status(path), runs.environment(path), runs.evaluations(path))
 

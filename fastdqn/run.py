@@ -1,6 +1,5 @@
 """The parts of one training run, built in order, and what surrounds its loop: plan, log, checkpoints, ending."""
 
-import json
 import sys
 import tempfile
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdqn import hardware, large_tensors
+from fastdqn import hardware, large_tensors, runs
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
 from fastdqn.dashboard import Dashboard
@@ -142,11 +141,11 @@ class Run:
                 f"the replay was not saved: learning goes on at env step {self.learn_from:,}, when the ring has "
                 f"{self.config.learning_starts:,} new rows"
             )
-        trim(self.folder.path / "metrics.jsonl", lambda row: json.loads(row)["global_step"] <= self.clock.env_steps)
-        trim(
-            self.folder.path / "episodes.csv",
-            lambda row: row.startswith("r,") or int(row.split(",")[3]) <= self.clock.env_steps,
-        )
+        path, now = self.folder.path, self.clock.env_steps
+        damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
+        damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[3] <= now)
+        if damaged:
+            self.notes.append(f"{damaged} damaged lines of metrics.jsonl and episodes.csv were dropped")
 
     def new_epoch(self) -> None:
         """Begins new games, as a resumed run has to, for EnvPool cannot save one: so a deterministic run ends as if whole."""

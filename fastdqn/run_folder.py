@@ -88,19 +88,18 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def trim(path: Path, keep: Callable[[str], bool]) -> int:
-    """Removes the lines of a log that `keep` refuses or cannot read, in one step. Returns how many; 0 without a file."""
-
-    def readable(line: str) -> bool:
+    """Removes the lines of a log that `keep` refuses, or cannot read and raises, in one step. Returns how many the latter are."""
+    kept, damaged = [], 0
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for line in lines:
         try:
-            return line.endswith("\n") and keep(line)
-        except (ValueError, LookupError, TypeError):  # damaged: it would stop every later reader
-            return False
-
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if readable(line)]
+            if line.endswith(b"\n") and keep(line.decode()):
+                kept.append(line)
+        except (ValueError, LookupError, TypeError, RecursionError):  # it would stop every later reader
+            damaged += 1
     if len(kept) < len(lines):
-        replace_text(path, "".join(kept))
-    return len(lines) - len(kept)
+        replace_text(path, b"".join(kept).decode())
+    return damaged
 
 
 def default_path(game: str, preset: str, seed: int, *, under: str = "runs") -> Path:

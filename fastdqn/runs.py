@@ -1,6 +1,5 @@
 """Reading what runs left behind, while they are still being written too."""
 
-import csv
 import difflib
 import json
 from pathlib import Path
@@ -13,11 +12,10 @@ from fastdqn.errors import UsageError
 RUNS = Path("runs")
 # of the evaluations during training; not `fastdqn eval`'s own: games that chose an agent flatter it when they score it
 SELECTION_SEED = 0
-# what tells a result of an evaluation from any other JSON file
-RESULT_FIELDS = {
-    "checkpoint_step", "protocol", "sticky_actions", "epsilon", "seed", "episodes", "distinct_games", "score_mean",
-    "score_median", "score_min", "score_max", "score_ci95",
-}  # fmt: skip
+_RESULT_NUMBERS = (
+    "checkpoint_step", "sticky_actions", "epsilon", "seed", "episodes", "distinct_games", "score_mean", "score_median",
+    "score_min", "score_max",
+)  # fmt: skip
 
 
 class Games(NamedTuple):
@@ -56,13 +54,17 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
-    for row in rows:
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(name), int | float) for name in ("global_step", "frames", "wall_seconds")
-        ):
-            raise ValueError(f"metrics.jsonl: no row of metrics: {str(row)[:60]}")
-    return rows
+    return [metrics_row(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+
+
+def metrics_row(line: str) -> dict[str, Any]:
+    """A line of metrics.jsonl. Raises ValueError if it is none."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not all(
+        _number(row.get(name)) for name in ("global_step", "frames", "wall_seconds")
+    ):
+        raise ValueError(f"metrics.jsonl: no row of metrics: {line[:60].rstrip()}")
+    return row
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -72,7 +74,7 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
     """
     # a name that begins with a dot is a result that is still being written
     files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    results = [result for result in map(_json_object, files) if result.keys() >= RESULT_FIELDS]
+    results = [result for result in map(_json_object, files) if _is_result(result)]
     return sorted(results, key=lambda one: (one["checkpoint_step"], one["protocol"], one["seed"] != SELECTION_SEED))
 
 
@@ -96,15 +98,12 @@ def games(run: Path) -> Games:
     """The rows of episodes.csv; a last line that is still being written is left out.
 
     Raises:
-        ValueError, IndexError: a line is no row of it.
+        ValueError: a line is no row of it.
     """
     path = run / "episodes.csv"
     text = path.read_text() if path.exists() else ""
-    rows = [
-        (float(row[0]), int(row[1]), float(row[2]), int(row[3]), row[5] == "1")
-        for row in csv.reader(text[: text.rfind("\n") + 1].splitlines())
-        if row and row[0] != "r"  # a header, written again where a run was resumed
-    ]
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = [game_row(line) for line in lines if line and not line.startswith("r,")]  # a header, again after a resume
     score, length, seconds, env_steps, truncated = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     return Games(
         np.array(score, np.float64),
@@ -113,6 +112,27 @@ def games(run: Path) -> Games:
         np.array(env_steps, np.int64),
         np.array(truncated, np.bool_),
     )
+
+
+def game_row(line: str) -> tuple[float, int, float, int, bool]:
+    """A line of episodes.csv: the columns of `Games`. Raises ValueError if it is none."""
+    score, length, seconds, env_steps, _, truncated = line.rstrip().split(",")
+    return float(score), int(length), float(seconds), int(env_steps), truncated == "1"
+
+
+def _is_result(found: dict[str, Any]) -> bool:
+    interval = found.get("score_ci95")
+    return (
+        isinstance(found.get("protocol"), str)
+        and all(_number(found.get(name)) for name in _RESULT_NUMBERS)
+        and isinstance(interval, list)
+        and len(interval) == 2
+        and all(map(_number, interval))
+    )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _json_object(path: Path) -> dict[str, Any]:

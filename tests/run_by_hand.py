@@ -48,13 +48,18 @@ def log_row(seconds: int, score: float, action_repeat: int = 1) -> dict[str, flo
     }  # fmt: skip
 
 
-def write_evaluation(run: Path, mean: float, *, step: int = 1_000, protocol: str = "run") -> None:
+def evaluation_result(mean: float = 1.0, **changes: object) -> dict[str, object]:
     """An evaluation result with the fields that `evaluate` stores."""
-    (run / "eval").mkdir(exist_ok=True)
-    result = {
-        "env": "Catch-v0", "protocol": protocol, "seed": 1, "sticky_actions": 0.0, "epsilon": 0.001, "episodes": 100,
+    return {
+        "env": "Catch-v0", "protocol": "run", "seed": 1, "sticky_actions": 0.0, "epsilon": 0.001, "episodes": 100,
         "score_mean": mean, "score_median": mean, "score_ci95": [mean - 1, mean + 1], "score_min": mean - 2,
-        "score_max": mean + 2, "human_normalized": None, "distinct_games": 77, "checkpoint_step": step,
-        "frames": step, "capped_games": 0,
+        "score_max": mean + 2, "human_normalized": None, "distinct_games": 77, "checkpoint_step": 1_000,
+        "frames": 1_000, "capped_games": 0, **changes,
     }  # fmt: skip
+
+
+def write_evaluation(run: Path, mean: float, *, step: int = 1_000, protocol: str = "run") -> None:
+    """Such a result, in the run's eval/."""
+    (run / "eval").mkdir(exist_ok=True)
+    result = evaluation_result(mean, protocol=protocol, checkpoint_step=step, frames=step)
     (run / "eval" / f"step-{step:012}__{protocol}__s1.json").write_text(json.dumps(result))

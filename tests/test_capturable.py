@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdqn.config import load_preset, preset_names
+from fastdqn.distributed import Bucket
 from fastdqn.run import Run
 from fastdqn.trainer import step_group
 
@@ -118,6 +119,28 @@ def test_every_part_of_a_preset_does_the_same_recorded_as_called_and_waits_for_n
         assert any(not torch.equal(old, new) for old, new in zip(everything(run), called, strict=True))
         for one, other in zip(called, played, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("run", ["rainbow", "nature"], indirect=True)
+def test_the_two_halves_of_an_update_of_several_ranks_do_the_same_recorded_as_called(run: Run) -> None:
+    """They meet in tensors that the first half's capture made: its batch, its TD errors and the flat gradient."""
+    pipeline = run.pipeline
+    pipeline._bucket = Bucket(run.learner.parameters)
+    recordings = [recorded(pipeline._gradients_once), recorded(pipeline._step_once)]
+    for _ in range(3):
+        step_group(run)
+    kept = pipeline._batch, pipeline._td_error_size
+
+    def call() -> None:
+        pipeline._gradients_once()
+        pipeline._step_once()
+
+    called = after(call, run)
+    pipeline._batch, pipeline._td_error_size = kept
+    played = after(lambda: [recording.play() for recording in recordings], run)
+    assert any(not torch.equal(old, new) for old, new in zip(everything(run), called, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(called, played, strict=True))
+    assert [recording.syncs for recording in recordings] == [[], []]
 
 
 def test_a_recording_keeps_what_python_read_once() -> None:

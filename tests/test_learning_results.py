@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_by_hand import evaluation_result
 
 from benchmarks import learning
 from fastdqn import runs
@@ -56,8 +57,8 @@ def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = 
     (path / "environment.json").write_text(json.dumps(where))
     (path / "command.txt").write_text(f"fastdqn train --env Pong --seed 1 --run-dir x {command}\n")
     for number, evaluation in enumerate(evaluations):
-        full = dict.fromkeys([*runs.RESULT_FIELDS, *learning.EVALUATION], 1) | {"seed": 1} | evaluation
-        (path / "eval" / f"{number}.json").write_text(json.dumps(full))
+        result = evaluation_result(**{"checkpoint_step": 1, **evaluation})
+        (path / "eval" / f"{number}.json").write_text(json.dumps(result))
     return path
 
 
@@ -70,6 +71,9 @@ def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = 
         ({"cores": 8}, "cores: the runs have several, 4; 8"),
         ({"command": "--n-step 1"}, "command: .* --env Pong; .* --env Pong --n-step 1"),
         ({"evaluations": ({"protocol": "nature"},)}, "protocol: the runs have several, nature; run"),
+        ({"evaluations": ({"epsilon": 0.05},)}, "epsilon: the runs have several, 0.001; 0.05"),
+        ({"evaluations": ({"episodes": 8},)}, "episodes: the runs have several, 100; 8"),
+        ({}, "protocol: the runs have several, None; run"),
     ],
 )
 def test_runs_that_differ_in_more_than_their_seeds_make_no_row(tmp_path: Path, other: dict, message: str) -> None:

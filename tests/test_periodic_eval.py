@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_by_hand import evaluation_result
 
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
@@ -55,21 +56,16 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
         assert checkpoint.load(tmp_path / "best").step == kept
 
 
-def test_a_damaged_best_agent_is_replaced(tmp_path: Path) -> None:
+def test_a_best_agent_that_cannot_be_read_stays_and_is_told(tmp_path: Path, capsys) -> None:
     from fastdqn.checkpoint import Checkpoint
     from fastdqn.evaluation import _keep_best
 
-    for step, score in ((1, 5.0), (2, 4.0), (2, 3.0)):
-        saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
-        assert _keep_best(saved, score, tmp_path / "best")
-        assert checkpoint.load(tmp_path / "best").step == step
-        (tmp_path / "best" / f"step_{step:012d}" / "state.json").write_text("{}")
-
-
-def result_of(**changes: object) -> str:
-    """A whole result of an evaluation."""
-    numbers = dict.fromkeys(runs.RESULT_FIELDS, 1)
-    return json.dumps({**numbers, "protocol": "run", "score_ci95": [1, 1], **changes})
+    first, second = (Checkpoint(tmp_path, step, {"model": {}}, {"env_steps": step}) for step in (1, 2))
+    assert _keep_best(first, 5.0, tmp_path / "best")
+    state = tmp_path / "best" / "step_000000000001" / "state.json"
+    state.write_text("{}")
+    assert not _keep_best(second, 9.0, tmp_path / "best")
+    assert "not kept as best" in capsys.readouterr().err and state.read_text() == "{}"
 
 
 def test_an_evaluation_that_cannot_start_is_told_and_training_goes_on(tmp_path: Path) -> None:
@@ -83,7 +79,9 @@ def test_a_file_that_is_no_result_is_none(tmp_path: Path) -> None:
     for number, text in enumerate(["[]", "{}", '{"score_m', '{"score_mean": 1}', "7", "[" * 100_000, "\x00"]):
         (tmp_path / "eval" / f"{number}.json").write_text(text)
     (tmp_path / "eval" / "folder.json").mkdir()
-    (tmp_path / "eval" / "real.json").write_text(result_of(score_mean=2.5))
+    for name, value in (("score_ci95", 1), ("checkpoint_step", None), ("protocol", 3), ("score_ci95", [1, "2"])):
+        (tmp_path / "eval" / f"{name}-{value}.json").write_text(json.dumps({**evaluation_result(), name: value}))
+    (tmp_path / "eval" / "real.json").write_text(json.dumps(evaluation_result(2.5)))
     assert [result["score_mean"] for result in runs.evaluations(tmp_path)] == [2.5]
 
 
@@ -97,7 +95,7 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
     evaluation.wait()
     assert not evaluation.running and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
     assert "holds no run" in (tmp_path / "eval" / "log.txt").read_text()
-    (tmp_path / "eval" / "earlier.json").write_text(result_of(seed=runs.SELECTION_SEED))
+    (tmp_path / "eval" / "earlier.json").write_text(json.dumps(evaluation_result(seed=runs.SELECTION_SEED)))
     assert len(runs.evaluations(tmp_path)) == 1
     assert evaluation.new_scores() == {}  # an older result is not the failed one's
 
@@ -107,7 +105,7 @@ def test_only_results_of_its_own_seed_are_reported_as_the_runs_scores(tmp_path: 
         load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(tmp_path / "run"),
     )  # fmt: skip
     train(config)
-    (tmp_path / "run" / "eval" / "by_hand.json").write_text(result_of(seed=1, checkpoint_step=10**9))
+    (tmp_path / "run" / "eval" / "by_hand.json").write_text(json.dumps(evaluation_result(checkpoint_step=10**9)))
     evaluation = PeriodicEval(tmp_path / "run", episodes=1)
     evaluation.start()
     evaluation.wait()

@@ -148,15 +148,18 @@ def test_none_valid_is_exit_code_1_and_never_a_fresh_start(tmp_path: Path, capsy
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
-def test_damaged_lines_of_the_logs_are_dropped(tmp_path: Path) -> None:
+def test_damaged_lines_of_the_logs_are_dropped_and_told(tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     config = replace(CATCH, total_frames=2_000, deterministic=False, prioritized=False, run_dir=str(run))
     train(config)
     (run / "config.toml").write_text(replace(config, total_frames=2_400).resolved()[0].to_toml())
     sound = {name: (run / name).read_text() for name in ("metrics.jsonl", "episodes.csv")}
-    (run / "metrics.jsonl").write_text('xx\n{"frames": 3}\n[]\n\0\0\n' + sound["metrics.jsonl"])
-    (run / "episodes.csv").write_text(sound["episodes.csv"] + "1.0,2\na,b,c,d,e,f\n")
-    assert main(["resume", str(run), "--ui", "quiet"]) == 0
+    damaged = ["xx", '{"global_step": 3}', "[]", "\0\0", "[" * 100_000, '{"global_step": "\xff"}']
+    (run / "metrics.jsonl").write_text("\n".join([*damaged, sound["metrics.jsonl"]]), encoding="latin-1")
+    (run / "episodes.csv").write_text(sound["episodes.csv"] + "1.0,2\n1.0,2,3,4\na,b,c,5,e,f\n")
+    capsys.readouterr()
+    assert main(["resume", str(run), "--ui", "plain"]) == 0
+    assert "9 damaged lines of metrics.jsonl and episodes.csv were dropped" in capsys.readouterr().out
     for name, text in sound.items():
         assert (run / name).read_text().startswith(text), name
     assert runs.metrics(run) and len(runs.games(run).score)

@@ -47,13 +47,18 @@ def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_
     one, two = (built(quiet("catch", tmp_path), Ranks(rank, 2)) for rank in range(2))
     assert one.ring._key != two.ring._key
     assert one.learner._explore_key != two.learner._explore_key
+    config = quiet("catch", tmp_path).resolved()[0]
+    built_so = [
+        parts.build(config, [], Ranks(rank, 2), epoch) for epoch in (0, 1) for rank in range(2)
+    ]  # as by a resume
+    games = [one.envs._pool.spec.config.env_seed for one in built_so]
     run = Run(quiet("catch", tmp_path / "run"), ["test"])
-    seeds = []
     for run.ranks in (Ranks(0, 2), Ranks(1, 2)):
         run.new_epoch()
-        seeds.append(set(run.envs._pool.spec.config.env_seed))
+        games.append(run.envs._pool.spec.config.env_seed)
     run.envs.close()
-    assert not seeds[0] & seeds[1]
+    assert len({seed for seeds in games[:4] for seed in seeds}) == sum(map(len, games[:4]))
+    assert not set(games[4]) & set(games[5])
 
 
 def test_a_game_that_was_cut_is_stored_as_done_and_never_as_terminated(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def score(run: Path, saved: Checkpoint) -> str:
     ]
     for result in rows:
         low, high = result["score_ci95"]
-        human = result["human_normalized"]
+        human = result.get("human_normalized")
         lines.append(
             f"| {result['protocol']} | {result['sticky_actions']:g} | {result['epsilon']:g} | {result['episodes']} | "
             f"{result['score_mean']:.2f} | {low:.2f} to {high:.2f} | {result['score_median']:.2f} | "

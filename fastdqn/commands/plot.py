@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastdqn import history
-from fastdqn.charts import Line, Panel, ascii_chart
+from fastdqn.charts import COLOURS, Line, Panel, ascii_chart
 from fastdqn.commands import emit
 from fastdqn.errors import UsageError
 from fastdqn.history import History, load
@@ -87,7 +87,8 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
             if len(curves) > 1
             else f"{label} ({len(curves)} seed{'s' * (not curves)})"
         )
-        lines.append(Line(words, curves, mean_curve(curves), groups.index(label)))
+        place = groups.index(label) if len(groups) <= COLOURS else len(lines)  # no two of a panel alike
+        lines.append(Line(words, curves, mean_curve(curves), place))
     alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
     return Panel(
         title=histories[0].game,
