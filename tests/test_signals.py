@@ -35,7 +35,7 @@ BUILDING = """
 import ctypes, sys
 from fastdqn import run
 from fastdqn.cli import main
-def build(*_):
+def build(*_, **__):
     print("building", flush=True)
     while True:
         ctypes.CDLL(None).usleep(10**9) or ctypes.PyDLL(None).Py_GetVersion()
