@@ -80,7 +80,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
 
     choices = [
         "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
-        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "combo=on", "--seconds", "3",
+        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "combo=on", " --no-cuda-graphs", "--seconds", "3",
     ]  # fmt: skip
     if device == "cpu":
         choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]

@@ -148,6 +148,8 @@ class Config:
     """One synchronous pool and deterministic kernels: the same seed gives the same weights, bit for bit, but slower."""
     compile: bool = True
     """torch.compile what acts and what learns; --no-compile runs the same functions eagerly."""
+    cuda_graphs: bool = True
+    """Replay the device's work as captured CUDA graphs; --no-cuda-graphs launches each kernel by itself, slower. CUDA only."""
     precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
     """Arithmetic of the networks (weights stay float32); auto: bf16 where the processor has it. tf32: CUDA only."""
     env_threads: int = 0

@@ -22,14 +22,17 @@ class Graph:
     Warm-up *executes* the function, on the stream and thread of the capture; wrap the building in `preserved` to undo
     what it changed. The capture itself executes nothing. On a CPU nothing is captured and a call is the function's.
 
+    Args:
+        capture: False: as on a CPU, the function's kernels are launched one by one.
+
     Raises:
         RuntimeError: the function synchronises, recompiles or allocates in a way that cannot be captured. There is no
             eager fallback: it would be several times slower without a word.
     """
 
-    def __init__(self, function: Callable[[], object], device: torch.device) -> None:
+    def __init__(self, function: Callable[[], object], device: torch.device, *, capture: bool = True) -> None:
         self._function, self._graph = function, None
-        if device.type != "cuda":
+        if device.type != "cuda" or not capture:
             return
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))

@@ -62,6 +62,8 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     """
     whole, config = config, config.share(ranks.size)
     device = resolve_device(config.device, ranks.local_rank)
+    if not config.cuda_graphs and device.type != "cuda":
+        raise UsageError("cuda_graphs=False: only CUDA has them; leave it out")
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
     threads = resolve_threads(config, device, ranks.local_size)
     torch.set_num_threads(threads.learn)

@@ -11,6 +11,7 @@ inside a graph would wait for a lost rank for ever.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,9 +35,10 @@ class Pipeline:
         preprocess: turns staged screens into the ring's, on the device; None: they are the ring's already.
         act_threads, learn_threads: torch threads on the CPU, of choosing actions and of an update.
         ranks: with whom gradients are averaged.
+        capture: on CUDA, whether the parts are graphs.
 
     Raises:
-        ValueError: what was to be compiled could not be.
+        ValueError: what was to be compiled could not be, or what was to be captured.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Pipeline:
         act_threads: int,
         learn_threads: int,
         ranks: Ranks | None = None,
+        capture: bool = True,
     ) -> None:
         self._learner, self._ring, self._staging = learner, ring, staging
         self._batch_size, self._fire_action, self._preprocess = batch_size, fire_action, preprocess
@@ -69,23 +72,37 @@ class Pipeline:
             raise ValueError(
                 f"compile=True: the compiler failed; fastdqn doctor tests it, --no-compile does without it ({reason})"
             ) from error
+        try:
+            self._build_graphs(capture=capture)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"cuda_graphs=True: capturing failed; --no-cuda-graphs does without it, slower ({reason})"
+            ) from error
+        self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture
+
+    def _build_graphs(self, *, capture: bool) -> None:
+        """Makes the parts into graphs; on CUDA that runs them, and takes back what this changed."""
+        learner, ring, staging, device = self._learner, self._ring, self._staging, self._staging.device
         changed = [*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []
+        graph = partial(Graph, device=device, capture=capture)
         with ring.upcoming_kept(WARM_UP_CALLS if self.queues else 0), preserved(changed):
             if self.queues:  # distinct lanes, as of a group
                 staging.rows["env_id"].copy_(torch.arange(len(staging.rows["env_id"]), device=device))
-            torch.set_num_threads(act_threads)  # what was compiled for acting holds for that many
-            self._append_and_act = Graph(self._append_and_act_once, device)
-            torch.set_num_threads(learn_threads)
+            torch.set_num_threads(self._act_threads)  # what was compiled for acting holds for that many
+            self._append_and_act = graph(self._append_and_act_once)
+            torch.set_num_threads(self._learn_threads)
             if self._ranks.size == 1:
-                self._update = Graph(self._update_once, device)
+                self._update = graph(self._update_once)
             else:
                 self._bucket = Bucket(learner.parameters)
-                self._gradients = Graph(self._gradients_once, device)
+                self._gradients = graph(self._gradients_once)
                 if self.queues:
                     self._gradients()  # a capture runs nothing: fills what the next one's warm-up reads
-                self._step = Graph(self._step_once, device)
-            self._sync_target = Graph(learner.sync_target, device)
-        self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture
+                self._step = graph(self._step_once)
+            self._sync_target = graph(learner.sync_target)
 
     def append_and_act(self, *, epsilon: float, importance_exponent: float) -> None:
         """Stores the staged group and chooses its actions, which begin their way to the host.

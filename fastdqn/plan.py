@@ -24,6 +24,9 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     if config.polyak > 0:
         target = f"target follows by {config.polyak:g} per update"
     arithmetic = str(parts.learner.online.compute_dtype).removeprefix("torch.")
+    kernels = "compiled" if parts.learner.compiled else "eager"
+    if device.type == "cuda":
+        kernels += ", CUDA graphs" if config.cuda_graphs else ", no CUDA graphs"
     lines = [
         f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
         f"run       {folder}",
@@ -36,7 +39,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"algorithm {_algorithm(config)}",
         f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
         f"{config.epsilon_decay_steps:,} env steps",
-        f"compute   {parameters:,} parameters, {arithmetic}, {'compiled' if parts.learner.compiled else 'eager'}; "
+        f"compute   {parameters:,} parameters, {arithmetic}, {kernels}; "
         f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
         f"{', ' + parts.screen.on_device if parts.screen and parts.screen.on_device else ''}",
     ]

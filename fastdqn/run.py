@@ -88,6 +88,7 @@ class Run:
                 self.learner, self.ring, self.staging, batch_size=config.batch_size // self.ranks.size,
                 fire_action=self.fire_action, preprocess=None if self.screen is None else self.screen.preprocess,
                 act_threads=self.threads.act, learn_threads=self.threads.learn, ranks=self.ranks,
+                capture=config.cuda_graphs,
             )  # fmt: skip
 
     def _join_in(self) -> None:

@@ -14,6 +14,14 @@ def test_a_graph_on_a_cpu_is_its_function_and_building_it_executes_nothing() -> 
     assert total == 2
 
 
+def test_a_graph_that_is_not_to_be_captured_is_its_function_on_a_gpu_too() -> None:
+    total = torch.zeros(())
+    graph = Graph(lambda: total.add_(1), torch.device("cuda"), capture=False)
+    assert total == 0 and not graph.captured
+    graph()
+    assert total == 1
+
+
 def test_preserved_restores_values_in_place() -> None:
     weight, count = torch.randn(3), torch.tensor(4)
     address, before = weight.data_ptr(), weight.clone()

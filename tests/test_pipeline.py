@@ -7,6 +7,8 @@ import pytest
 import torch
 from small_runs import TINY
 
+from fastdqn import pipeline
+from fastdqn.errors import UsageError
 from fastdqn.run import Run
 from fastdqn.trainer import step_group
 
@@ -74,3 +76,13 @@ def test_building_the_pipeline_leaves_ring_optimiser_and_target_untouched(run: R
     pairs = zip(run.learner.online.parameters(), run.learner.target.parameters(), strict=True)
     assert all(torch.equal(online, target) for online, target in pairs)
     assert run.learner.explore_counter == 0 and run.learner.read_metrics() == ({}, 0, 0)
+
+
+def test_what_cannot_be_captured_is_refused_with_what_does_without(tmp_path: Path, monkeypatch) -> None:
+    def invalid(function, device: torch.device, *, capture: bool):
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(pipeline, "Graph", invalid)
+    with pytest.raises(UsageError, match="not permitted when stream is capturing") as refused:
+        Run(replace(TINY, run_dir=str(tmp_path / "run")), ["test"])
+    assert str(refused.value).startswith("cuda_graphs=True: ") and "--no-cuda-graphs" in str(refused.value)

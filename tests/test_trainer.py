@@ -164,6 +164,12 @@ def test_a_run_that_cannot_start_is_refused_before_it_leaves_a_folder(tmp_path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_cuda_graphs_are_not_switched_off_where_there_are_none(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"cuda_graphs=False: only CUDA"):
+        train(replace(TINY, cuda_graphs=False, device="cpu", run_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_log_periods_rows_carry_cleanrls_tags(tmp_path) -> None:
     train(replace(TINY, run_dir=str(tmp_path / "run")))
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

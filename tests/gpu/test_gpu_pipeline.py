@@ -22,9 +22,10 @@ SMALL = replace(
 )  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path: Path):
-    run = Run(replace(SMALL, run_dir=str(tmp_path / "run")), ["test"])
+@pytest.fixture(params=[True, False], ids=["graphs", "no-graphs"])
+def run(tmp_path: Path, request):
+    run = Run(replace(SMALL, cuda_graphs=request.param, run_dir=str(tmp_path / "run")), ["test"])
+    assert run.pipeline._update.captured == request.param
     run.envs.start()
     while run.clock.updates < 5:
         step_group(run)
