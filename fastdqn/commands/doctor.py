@@ -94,6 +94,7 @@ def check_cuda() -> Finding:
     import torch
 
     from fastdqn import hardware
+    from fastdqn.graphs import Graph
 
     unusable = hardware.nvidia_without_cuda()
     if unusable is not None and torch.version.cuda is None:
@@ -106,6 +107,12 @@ def check_cuda() -> Finding:
     ones = torch.ones(256, 256, device="cuda")
     if (ones @ ones).sum().item() != 256**3:
         return Finding("failed", "a matrix product on the device came out wrong", "fastdqn train --device cpu")
+    total = torch.zeros((), device="cuda")
+    graph = Graph(lambda: total.add_(1), total.device)
+    total.zero_()
+    graph()
+    if total.item() != 1:
+        return Finding("failed", "a captured CUDA graph did something else", "fastdqn train --no-cuda-graphs")
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
     says = f"{torch.cuda.get_device_name()}, {memory:.0f} GB, CUDA {torch.version.cuda}, driver {hardware.driver()}"
     return Finding("ok", says)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastdqn.commands.doctor import check_cuda
 from fastdqn.config import Config, load_preset
 from fastdqn.metrics import resident_bytes
 from fastdqn.run import Run
@@ -53,6 +54,10 @@ def test_no_copy_touches_unpinned_memory(run: Run) -> None:
     copies = [event.name for event in profiler.events() or [] if event.name.startswith("Memcpy")]
     assert any("HtoD" in name for name in copies) and any("DtoH" in name for name in copies)
     assert not [name for name in copies if "Pageable" in name]
+
+
+def test_doctor_finds_the_device_sound() -> None:
+    assert check_cuda().state == "ok"
 
 
 def test_warm_up_and_capture_leave_no_trace(tmp_path: Path) -> None:
