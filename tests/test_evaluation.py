@@ -39,7 +39,7 @@ from fastdqn.trainer import train
 def catch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("catch") / "run"
     train(
-        replace(load_preset("catch"), run_dir=str(run), ui="quiet", compile=False, torch_threads=1, total_frames=40_000)
+        replace(load_preset("catch"), run_dir=str(run), ui="quiet", compile=False, torch_threads=1, total_frames=24_000)
     )
     return run
 
@@ -49,7 +49,7 @@ def breakout_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("breakout") / "run"
     train(
         replace(Config(), run_dir=str(run), num_envs=4, replay_capacity=2_000, batch_size=8, learning_starts=400,
-                hidden_size=16, total_frames=2_400, compile=False, ui="quiet", max_episode_steps=60, torch_threads=2)
+                hidden_size=16, total_frames=2_400, compile=False, ui="quiet", max_episode_steps=60, torch_threads=1)
     )  # fmt: skip
     return run
 

@@ -19,7 +19,6 @@ def run(tmp_path: Path):
     run.envs.start()
     yield run
     run.envs.close()
-    torch.set_num_threads(2)
 
 
 def test_a_group_is_stored_as_it_was_staged_with_the_actions_that_were_sent(run: Run) -> None:
@@ -54,7 +53,7 @@ def test_epsilon_reaches_the_choice_of_actions(run: Run) -> None:
 def test_on_a_cpu_the_games_are_under_way_before_an_update_runs_and_acting_takes_its_threads(
     replay_ratio: float, threads_to_act: int, tmp_path: Path
 ) -> None:
-    run = Run(replace(TINY, replay_ratio=replay_ratio, run_dir=str(tmp_path / "run")), ["test"])
+    run = Run(replace(TINY, replay_ratio=replay_ratio, torch_threads=2, run_dir=str(tmp_path / "run")), ["test"])
     run.envs.start()
     while run.clock.updates == 0:
         step_group(run)
