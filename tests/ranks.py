@@ -94,6 +94,8 @@ def training(updates: int, folder: Path) -> dict:
         "digest": digest.hexdigest(), "games": hashlib.sha256(own).hexdigest(), "updates": run.clock.updates,
         "env_steps": run.clock.env_steps, "rows": int(run.ring.count.sum()), "episodes": run.episodes.episodes,
         "folder": str(run.folder.path), "target_syncs": run.clock.target_syncs,
+        "batch_size": run.pipeline._batch_size, "learning_starts": run.schedule.learning_starts,
+        "weights": 0 if run.ring.priorities is None else len(run.ring.priorities.weight.unique()),
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from run_by_hand import write_evaluation, write_run
+from run_by_hand import log_row, write_evaluation, write_run
 
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.cli import main
@@ -113,6 +113,26 @@ def test_human_normalised_scores_are_taken_together_over_games(tmp_path: Path, c
     assert overall["iqm"] == pytest.approx(0.5) and overall["ci95"] == pytest.approx([0.5, 0.5])
     runs += seeds(tmp_path, "other", [5.0] * 3, preset="quick", env="Pong")
     assert compare(capsys, *runs)["overall"] == []  # quick has not played Breakout
+
+
+def test_a_games_human_normalised_score_is_that_of_the_iqm(tmp_path: Path, capsys) -> None:
+    random, human = RANDOM_AND_HUMAN_SCORES["Breakout"]
+    (row,) = compare(capsys, *seeds(tmp_path, "a", [1, 2, 3, 4, 90], preset="fast", env="Breakout"))["groups"]
+    assert (row["iqm"], row["mean"]) == (3.0, 20.0)
+    assert row["human_normalized"] == pytest.approx((3.0 - random) / (human - random))
+
+
+def test_frames_speeds_and_times_are_medians_over_the_runs_in_emulator_frames(tmp_path: Path, capsys) -> None:
+    """On Atari, where an env step is 4 of them; game i ends at env step 8 i, and the log is 10 games behind."""
+    runs = []
+    for games, seconds in ((100, 90.0), (110, 50.0), (200, 19.0)):
+        runs.append(write_run(tmp_path / str(games), [2.0] * games, seed=games, preset="fast"))
+        row = log_row(games - 10, 2.0, action_repeat=4) | {"wall_seconds": seconds}
+        (runs[-1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (row,) = compare(capsys, *runs, "--reach", "2")["groups"]
+    assert row["frames"] == 110 * 8 * 4
+    assert row["frames_per_second"] == 100 * 8 * 4 / 50  # of 32, 64 and 320
+    assert (row["reach_frames"], row["reach_seconds"]) == (100 * 8 * 4, 100.0)
 
 
 def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) -> None:

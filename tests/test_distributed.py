@@ -66,11 +66,23 @@ def test_the_clock_is_the_jobs_and_lags_one_group(job: list[dict]) -> None:
     assert 0.85 * (rows - 16) < job[0]["env_steps"] < 0.95 * rows
 
 
+def test_each_rank_learns_from_its_share_of_the_batch_from_the_jobs_learning_start_on(job: list[dict]) -> None:
+    whole = load_preset("catch")
+    assert {found["batch_size"] for found in job} == {whole.batch_size // len(job)}
+    assert {found["learning_starts"] for found in job} == {whole.learning_starts}
+
+
+def test_every_ranks_td_errors_become_its_priorities(job: list[dict]) -> None:
+    assert all(found["weights"] > 100 for found in job)  # else 0 and 1
+
+
 def test_the_first_rank_counts_every_ranks_games(job: list[dict]) -> None:
     first, *others = job
     assert first["episodes"] > 1.8 * max(found["episodes"] for found in others)
     games = runs.games(Path(first["folder"]))
     assert len(games.score) == first["episodes"]
+    lines = (Path(first["folder"]) / "episodes.csv").read_text().splitlines()[1:]
+    assert {int(line.split(",")[4]) for line in lines} == set(range(16))  # numbered through the job
     assert not any(Path(found["folder"]).exists() for found in others), "the others leave nothing behind"
 
 

@@ -120,6 +120,14 @@ def test_the_figures_of_games_by_hand() -> None:
     assert figures["human_normalized"] == pytest.approx(1.0)
 
 
+def test_every_figure_of_games_that_repeat_is_over_all_of_them_and_the_interval_counts_equal_ones_as_one() -> None:
+    games = [Game(0, 0.0, 10, False, b"a")] * 30 + [Game(1, 10.0, 40, True, b"b")] * 10
+    assert summarize(games, "Catch") == {
+        "episodes": 40, "score_mean": 2.5, "score_median": 0.0, "score_ci95": [0.0, 10.0], "score_min": 0.0,
+        "score_max": 10.0, "human_normalized": None, "distinct_games": 2, "capped_games": 10, "length_mean": 17.5,
+    }  # fmt: skip
+
+
 def test_games_that_repeat_are_said_to_repeat() -> None:
     result = {"env": "x", "frames": 1, "episodes": 8, "protocol": "noop", "sticky_actions": 0.0, "epsilon": 0.0,
               "score_ci95": [0.0, 1.0], "score_mean": 0.5, "score_median": 0.5, "score_min": 0.0, "score_max": 1.0,
@@ -242,6 +250,13 @@ def test_fire_follows_a_lost_life_only_where_the_protocol_says_so(fire: bool) ->
     ]
     assert len(after_loss) > 10
     assert all(action == envs.fire_action for action in after_loss) == fire
+
+
+def test_every_step_of_a_game_tosses_its_coins_anew() -> None:
+    envs, _, _ = recorded_play([1] * 8, cap=60, fire=False)
+    actions = np.stack(envs.actions)  # nine of ten at random among four
+    assert actions.shape == (60, 8)
+    assert all(len(set(actions[:, env].tolist())) == 4 for env in range(8))
 
 
 def test_games_in_which_the_same_was_seen_are_one_distinct_game() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdqn.memory import check_fits, free_bytes, required_bytes, row_bytes
-from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, resident_bytes
+from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
 
 CPU = torch.device("cpu")
 
@@ -32,6 +32,29 @@ def test_a_score_restarts_after_a_truncation_as_after_a_game_over(tmp_path) -> N
         ("10.0", "5", "0"),
         ("10.0", "5", "1"),
     ]
+
+
+def test_a_game_is_written_with_its_envs_number_in_the_job_and_the_runs_env_steps(tmp_path) -> None:
+    tracker, no = EpisodeTracker(2, tmp_path / "episodes.csv", first_env=6), np.zeros(2, np.bool_)
+    tracker.add(np.array([1, 0]), np.array([2.5, 1.0]), no, np.array([True, False]), no, env_steps=40)
+    tracker.add(np.array([0]), np.array([1.0]), no[:1], np.array([True]), no[:1], env_steps=44)
+    tracker.close()
+    rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
+    assert [(row["r"], row["env_id"], row["env_steps"]) for row in rows] == [("2.5", "7", "40"), ("2.0", "6", "44")]
+
+
+def test_a_log_row_says_of_each_figure_what_its_tag_means() -> None:
+    snapshot = Snapshot(
+        env="Pong-v5", preset="fast", frames=400, total_frames=4_000, env_steps=100, updates=25, episodes=7,
+        wall_seconds=50.0, frames_per_second_10s=12.0, frames_per_second_60s=8.0, eta_seconds=450.0, score_mean_100=-20.5,
+        epsilon=0.75, loss=0.125, q_mean=1.5, phase_seconds={"env": 5.0, "act": 2.0, "append": 1.0, "learn": 32.0, "log": 0.0},
+        memory_bytes=123, gpu_memory_bytes=None,
+    )  # fmt: skip
+    assert snapshot.row() == {
+        "global_step": 100, "frames": 400, "wall_seconds": 50.0, "charts/episodic_return": -20.5, "charts/episodes": 7,
+        "charts/epsilon": 0.75, "charts/updates": 25, "perf/fps": 12.0, "system/memory_bytes": 123,
+        "perf/env_frac": 0.125, "perf/act_frac": 0.05, "perf/append_frac": 0.025, "perf/learn_frac": 0.8, "perf/log_frac": 0.0,
+    }  # fmt: skip
 
 
 def test_the_mean_is_over_the_last_hundred_games_only() -> None:

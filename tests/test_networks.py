@@ -1,5 +1,7 @@
 """Networks: the folded first convolution is the published one, and its arithmetic follows the asked precision."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,69 @@ def test_impala_ends_in_six_by_six_maps(width: int) -> None:
     assert len(convs) == 15 and convs[0].out_channels == 16 * width
 
 
+def published(name: str, obs: Tensor, params: Iterator[nn.Parameter], *, layer_norm: bool) -> Tensor:
+    """The features of an encoder with these parameters, as its paper describes it: no folding, no modules."""
+
+    def normed(x: Tensor) -> Tensor:
+        if not layer_norm:
+            return x
+        return F.layer_norm(x, x.shape[1:]) if x.ndim == 2 else F.group_norm(x, 1)
+
+    def conv(x: Tensor, channels: int, kernel: int, stride: int, padding: int) -> Tensor:
+        weight, bias = next(params), next(params)
+        assert weight.shape == (channels, x.shape[1], kernel, kernel)
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    if name == "mlp":
+        return F.relu(normed(F.linear(obs, next(params), next(params))))
+    x = obs / 255
+    if name != "impala":
+        last, padding = (64, 0) if name == "nature" else (128, 1)
+        for channels, kernel, stride, border in ((32, 8, 4, padding), (64, 4, 2, 0), (last, 3, 1, 0)):
+            x = F.relu(normed(conv(x, channels, kernel, stride, border)))
+        return x.flatten(1)
+    for channels in (32, 64, 64):
+        x = F.max_pool2d(conv(x, channels, 3, 1, 1), 3, 2, 1)
+        for _ in range(2):
+            block = conv(F.relu(normed(x)), channels, 3, 1, 1)
+            x = x + conv(F.relu(normed(block)), channels, 3, 1, 1)
+    return F.adaptive_max_pool2d(F.relu(x), 6).flatten(1)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize(
+    ("name", "shape", "features"),
+    [("nature", (4, 84, 84), 3_136), ("wide", (3, 93, 95), 128 * 8 * 8), ("impala", (2, 84, 84), 2_304), ("mlp", (5,), 16)],
+)  # fmt: skip
+def test_every_encoder_has_its_papers_layers_in_order_each_normalised_before_its_activation(
+    name: str, shape: tuple[int, ...], features: int, layer_norm: bool
+) -> None:
+    torch.manual_seed(0)
+    network = QNetwork(shape, 3, encoder=name, impala_width=2, layer_norm=layer_norm, hidden_size=16)
+    obs = vectors(2, *shape) if name == "mlp" else screens(2, *shape)
+    affine = {id(param) for layer in network.modules() if isinstance(layer, LayerNorm) for param in layer.parameters()}
+    assert bool(affine) == layer_norm
+    params = iter([param for param in network.encoder.parameters() if id(param) not in affine])  # those are 1 and 0
+    expected = published(name, obs, params, layer_norm=layer_norm)
+    assert next(params, None) is None and expected.shape == (2, features)
+    assert torch.allclose(network.encoder(obs), expected, atol=1e-4)
+
+
+def test_the_head_normalises_its_hidden_layer_before_the_activation_and_its_output_never() -> None:
+    network, obs = small(layer_norm=True), vectors(7, 5)
+    stream, features = network.advantage, network.encoder(obs)
+    hidden = F.relu(F.layer_norm(stream.hidden(features, None), (16,)))
+    assert torch.allclose(network(obs), stream.out(hidden, None), atol=1e-6)
+
+
+def test_the_spectral_norm_is_on_the_convolutions_of_residual_blocks_alone() -> None:
+    encoder = encoders.impala((4, 84, 84), torch.float32, width=1, layer_norm=False, spectral_norm=True)
+    spectral = {layer for layer in encoder.modules() if isinstance(layer, SpectralConv2d)}
+    blocks = [layer for layer in encoder.modules() if isinstance(layer, encoders.ResidualBlock)]
+    assert len(spectral) == 12
+    assert spectral == {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Conv2d)}
+
+
 @pytest.mark.parametrize("shape", [(3, 185, 95), (4, 84, 84), (1, 86, 84)])
 def test_a_screen_of_any_size_is_convolved_as_its_scaled_bytes(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -170,6 +235,15 @@ def test_iqn_draws_fractions_to_learn_and_spreads_them_evenly_without_a_draw() -
     assert even is not None and even[0].tolist() == [(i + 0.5) / 8 for i in range(8)]
 
 
+def test_iqn_acts_on_the_mean_of_as_many_fractions_as_are_for_acting() -> None:
+    few, many = (small(head="iqn", num_quantiles=count, num_acting_quantiles=32) for count in (2, 32))
+    obs = vectors(9, 5)  # the two have the same weights
+    for number in (None, draw(4)):
+        of_many, of_few = (network.mean(network.predict(obs, number).value) for network in (many, few))
+        assert torch.allclose(few(obs, number), of_many, atol=1e-6)
+        assert not torch.allclose(few(obs, number), of_few, atol=1e-6)
+
+
 def test_an_iqn_output_is_the_network_at_its_own_fraction() -> None:
     """The published form, one state and one fraction at a time: f(psi(s) * relu(sum_i cos(pi i tau) w_i + b))."""
     network, obs = small(head="iqn", dueling=True), vectors(4, 5)
@@ -195,6 +269,25 @@ def test_noise_on_a_row_is_the_factorised_noise_on_the_weights() -> None:
         bias = layer.bias + layer.bias_noise * e_out
         assert torch.allclose(layer(x, draw(9))[row, 0], F.linear(x[row, 0], weight, bias), atol=1e-6)
     assert torch.equal(layer(x, None), F.linear(x, layer.weight, layer.bias))
+
+
+def test_noise_begins_at_sigma_over_the_square_root_of_the_inputs() -> None:
+    """Fortunato et al. 2018, section 3.2, of weights and biases alike; what it is added to is uniform within 1 / sqrt(p)."""
+    layer = NoisyLinear(16, 64, sigma=0.5, key=1)
+    for noise, mean in ((layer.weight_noise, layer.weight), (layer.bias_noise, layer.bias)):
+        assert noise.unique().tolist() == [0.125] and noise.shape == mean.shape
+        assert 0.2 < mean.abs().max() <= 0.25 and mean.abs().min() < 0.05
+
+
+def test_every_layer_behind_the_encoder_is_noisy_with_noise_of_its_own_and_of_its_seed() -> None:
+    keys = []
+    for seed in (0, 1):
+        network = small(noisy=0.5, dueling=True, seed=seed)
+        layers = [layer for layer in network.modules() if isinstance(layer, NoisyLinear)]
+        assert network.value is not None
+        assert layers == [network.advantage.hidden, network.advantage.out, network.value.hidden, network.value.out]
+        keys += [layer._key for layer in layers]
+    assert len(set(keys)) == 8
 
 
 def test_every_row_has_its_own_noise_and_every_draw_another() -> None:

@@ -103,6 +103,16 @@ def test_the_score_is_the_mean_of_the_last_hundred_games(tmp_path: Path) -> None
     assert curve.y[-1] == np.mean(range(50, 150)) and curve.y[9] == np.mean(range(10))
 
 
+def test_a_metric_lies_along_frames_env_steps_or_minutes_as_the_mean_of_its_last_rows(tmp_path: Path) -> None:
+    """On Atari: row k, counted from 0, is of second 1 + 10 k, env step 8 (1 + 10 k) and four times as many frames."""
+    (one,) = history.load([str(write_run(tmp_path / "run", [float(i) for i in range(40)], preset="fast"))])
+    seconds = np.array([1.0, 11.0, 21.0, 31.0])
+    for axis, x in (("frames", 32 * seconds), ("steps", 8 * seconds), ("wall", seconds / 60)):
+        curve = history.metric_curve(one, "losses/q_values", axis, window=2)
+        assert curve.x.tolist() == x.tolist()
+        assert curve.y.tolist() == [0.0, 5.0, 15.0, 25.0]
+
+
 def test_a_metric_is_found_by_its_short_name_and_a_wrong_one_names_the_nearest(tmp_path: Path, capsys) -> None:
     run = str(write_run(tmp_path / "run", [1.0] * 40))
     assert main(["plot", run, "--metric", "td_loss", "--window", "1", "--ascii", "--json"]) == 0

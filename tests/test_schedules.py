@@ -64,6 +64,10 @@ def test_nothing_is_due_before_learning_starts() -> None:
 def test_a_decimal_replay_ratio_is_exact_over_ten_million_steps() -> None:
     schedule = LearningSchedule(learning_starts=0, batch_size=1, replay_ratio=0.1, target_update_period=10)
     assert schedule.updates(10_000_000) == 1_000_000
+    schedule = LearningSchedule(learning_starts=0, batch_size=1, replay_ratio=0.7, target_update_period=10)
+    assert (
+        schedule.updates(10_000_000) == 7_000_000
+    )  # binary fractions: 0.1 is nearest to a larger one, 0.7 to a smaller
 
 
 def test_target_cadence_is_the_period_and_not_the_nearest_multiple_of_the_group() -> None:

@@ -46,6 +46,8 @@ def test_a_score_is_reached_by_a_full_window_only() -> None:
         ([0, 4, 6, 100], 5),
         ([100, 6, 0, 4, 5], 5),  # one from each end of 5
         ([0, 1, 2, 3, 4, 50], 2.5),  # one from each end of 6: not interpolated
+        ([0, 4, 5, 9, 60, 900], 19.5),  # nor rounded up: of 6 four are left, of 7 five
+        ([0, 4, 5, 9, 60, 70, 900], 29.6),
         ([-50, 0, 1, 2, 3, 4, 5, 1000], 2.5),
     ],
 )
@@ -123,6 +125,16 @@ def test_the_interval_counts_equal_games_as_one() -> None:
     alone = bootstrap_interval(draws, [bytes([number]) for number in range(50)])
     assert alone == pytest.approx(bootstrap_interval(draws), abs=0.03)
     assert bootstrap_interval(np.full(9, 3.0), [b"x"] * 9) == (3.0, 3.0)
+
+
+def test_a_game_that_was_played_often_counts_as_often_in_the_mean_of_each_resample() -> None:
+    points, played = np.array([0.0, 1.0, 3.0, 7.0, 20.0]), np.array([1, 4, 1, 1, 9])
+    names = [bytes([game]) for game, times in enumerate(played) for _ in range(times)]
+    drawn = np.array(list(itertools.product(range(5), repeat=5)))
+    every = (points * played)[drawn].sum(axis=1) / played[drawn].sum(axis=1)
+    expected = np.percentile(every, [2.5, 97.5])
+    assert bootstrap_interval(np.repeat(points, played), names) == pytest.approx(expected, abs=0.3)
+    assert expected[1] > np.percentile(points[drawn].mean(axis=1), 97.5) + 1  # of each game once
 
 
 def test_the_bootstrap_interval_covers_the_true_mean_about_95_times_in_100() -> None:

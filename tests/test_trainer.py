@@ -17,7 +17,7 @@ from fastdqn import checkpoint, losses, runs
 from fastdqn.cli import main
 from fastdqn.distributed import RankLostError, Ranks
 from fastdqn.errors import UsageError
-from fastdqn.run import Run
+from fastdqn.run import NotFiniteError, Run
 from fastdqn.run_folder import RunFolder
 from fastdqn.trainer import step_group, train
 
@@ -51,6 +51,11 @@ def test_deterministic_runs_with_one_seed_end_bit_identical_and_another_seed_doe
         runs[name] = final_weights(tmp_path / name)
     assert all(torch.equal(runs["a"][key], runs["b"][key]) for key in runs["a"])
     assert not all(torch.equal(runs["a"][key], runs["c"][key]) for key in runs["a"])
+
+
+def test_a_run_of_a_game_ends_at_its_emulator_frames(tmp_path) -> None:
+    summary = train(replace(TINY, total_frames=1_003, run_dir=str(tmp_path / "run"))).summary
+    assert 1_003 <= summary["frames"] == 4 * summary["env_steps"] < 1_003 + 4 * TINY.num_envs
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 16, 100, 257])
@@ -187,6 +192,16 @@ def test_training_whose_numbers_are_no_longer_finite_ends_with_a_checkpoint_and_
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     saved = checkpoint.load(tmp_path / "run" / "checkpoints")
     assert all(torch.isfinite(tensor).all() for tensor in saved.tensors["model"].values())
+
+
+def test_it_takes_a_hundred_updates_in_a_row_that_were_not_finite_to_end_a_run(tmp_path) -> None:
+    run = Run(quiet("catch", tmp_path / "run"), ["test"])
+    run.envs.close()
+    run.refused, run._refused_in_a_row = 10_000, 99
+    run.check_finite()
+    run._refused_in_a_row = 100
+    with pytest.raises(NotFiniteError, match="the last 100 updates"):
+        run.check_finite()
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

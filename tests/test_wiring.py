@@ -1,16 +1,20 @@
 """What a config says reaches the part it is about, and what one part finds out reaches the next."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_runs import TINY, quiet
 
-from fastdqn import checkpoint, parts
+from fastdqn import checkpoint, parts, runs
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
+from fastdqn.layers import NoisyLinear
+from fastdqn.priorities import ONE
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
 
@@ -37,6 +41,68 @@ def test_every_setting_of_learning_reaches_the_learner_and_the_ring(switch: bool
     assert (ring.gamma, ring.n_step, ring.reward_clip, ring.num_envs) == (0.5, 4, switch, config.num_envs)
 
 
+def test_every_setting_of_a_network_reaches_it() -> None:
+    settings: dict[str, Any] = {"encoder": "impala", "impala_width": 3, "spectral_norm": True, "layer_norm": True,
+                                "dueling": True, "noisy": True, "noisy_sigma": 0.25, "hidden_size": 24}  # fmt: skip
+    c51, iqn = (
+        parts.make_network(replace(BREAKOUT, **settings, **head), (4, 84, 84), 6)
+        for head in (
+            {"head": "c51", "num_atoms": 7, "value_limit": 3.0},
+            {"head": "iqn", "num_quantiles": 5, "num_acting_quantiles": 9},
+        )
+    )
+    assert c51.atoms.tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    for network, outputs in ((c51, 7), (iqn, 1)):
+        kinds = Counter(type(layer).__name__ for layer in network.modules())
+        assert (kinds["SpectralConv2d"], kinds["LayerNorm"], kinds["NoisyLinear"]) == (12, 14, 4)
+        hidden, out = network.advantage.hidden, network.advantage.out
+        assert isinstance(hidden, NoisyLinear) and isinstance(out, NoisyLinear)
+        assert hidden.weight.shape == (24, 3 * 32 * 36) and out.weight.shape == (6 * outputs, 24)
+        assert torch.allclose(out.weight_noise, torch.tensor(0.25 / 24**0.5))
+    obs = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
+    asked = []
+    iqn._fractions = lambda B, count, draw: (asked.append(count), torch.rand(B, count))[1]  # type: ignore[method-assign]
+    assert iqn(obs).shape == (2, 6) and iqn.predict(obs).value.shape == (2, 6, 5)
+    assert asked == [9, 5]  # to act, to learn
+    plain = parts.make_network(replace(BREAKOUT, encoder="nature"), (4, 84, 84), 6)
+    kinds = Counter(type(layer).__name__ for layer in plain.modules())
+    assert plain.value is None and not kinds["LayerNorm"] + kinds["NoisyLinear"] + kinds["SpectralConv2d"]
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_every_setting_of_rmsprop_and_of_munchausen_reaches_the_learner(centered: bool) -> None:
+    config = replace(
+        BREAKOUT, encoder="nature", optimizer="rmsprop", rmsprop_decay=0.75, rmsprop_centered=centered,
+        optimizer_eps=0.25, learning_rate=0.5, munchausen=centered, munchausen_scale=0.625, munchausen_temperature=0.125,
+        munchausen_floor=-3.0,
+    )  # fmt: skip
+    learner = parts.make_learner(config, parts.make_network(config, (4, 84, 84), 3), torch.device("cpu"), compile=False)
+    expected = {"alpha": 0.75, "centered": centered, "eps": 0.25, "lr": 0.5, "momentum": 0, "weight_decay": 0}
+    assert expected.items() <= learner.optimizer.defaults.items()
+    assert learner._munchausen == ((0.625, 0.125, -3.0) if centered else None)
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_the_exponent_of_priorities_reaches_the_ring(prioritized: bool) -> None:
+    changes = {"prioritized": True, "priority_exponent": 0.25} if prioritized else {}
+    priorities = built(replace(BREAKOUT, **changes)).ring.priorities
+    assert (priorities is not None) == prioritized
+    if priorities is not None:
+        priorities.update(torch.tensor([0]), torch.tensor([16.0]), torch.tensor([True]))
+        assert int(priorities.weight[0]) == pytest.approx(2 * ONE, rel=1e-6)  # the fourth root
+
+
+def test_every_setting_of_the_games_reaches_those_of_training() -> None:
+    settings: dict[str, Any] = {
+        "sticky_actions": 0.25, "noop_max": 7, "frame_skip": 3, "full_action_set": True, "max_episode_steps": 50
+    }  # fmt: skip
+    made = parts.build(replace(BREAKOUT, **settings).resolved()[0], [], Ranks())
+    asked = made.envs._pool.spec.config
+    assert (asked.repeat_action_probability, asked.noop_max, asked.frame_skip) == (0.25, 7, 3)
+    assert (asked.full_action_space, asked.max_episode_steps, made.envs.num_actions) == (True, 50, 18)
+    made.envs.close()
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_a_lost_life_is_reaches_the_ring(terminal: bool) -> None:
     assert built(replace(BREAKOUT, life_loss_terminal=terminal)).ring.life_loss_terminal == terminal
@@ -44,9 +110,11 @@ def test_what_a_lost_life_is_reaches_the_ring(terminal: bool) -> None:
 
 def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Ranks, "share_", lambda self, tensors: None)  # needs the other process
-    one, two = (built(quiet("catch", tmp_path), Ranks(rank, 2)) for rank in range(2))
+    one, two = (built(quiet("catch", tmp_path, noisy=True), Ranks(rank, 2)) for rank in range(2))
     assert one.ring._key != two.ring._key
     assert one.learner._explore_key != two.learner._explore_key
+    assert one.learner.online.advantage.hidden._key != two.learner.online.advantage.hidden._key  # of the noise
+    assert len({one.ring._key, one.learner._explore_key, one.learner.online.advantage.hidden._key}) == 3
     config = quiet("catch", tmp_path).resolved()[0]
     built_so = [
         parts.build(config, [], Ranks(rank, 2), epoch) for epoch in (0, 1) for rank in range(2)
@@ -97,6 +165,72 @@ def test_what_counts_env_steps_and_what_counts_frames(tmp_path: Path) -> None:
     assert shown.eta_seconds == pytest.approx((4_000 - 360) / 36)
     assert any("4,000 frames, 1,000 env steps of 4" in line for line in run.plan)
     assert run.summary()["frames_per_second"] == 36.0
+    run.log()
+    row = runs.metrics(tmp_path / "run")[-1]
+    assert (row["frames"], row["global_step"], row["perf/fps"], row["charts/SPS"]) == (360, 90, 36.0, 9.0)
+    assert run.save_now()
+    assert checkpoint.load(tmp_path / "run" / "checkpoints").state["frames"] == 360
+    run.clock.env_steps = 520
+    assert run.importance_exponent() == pytest.approx(0.7)  # halfway from learning start 40 to env step 1,000
+    run.config = replace(run.config, checkpoint_period_frames=1_000, eval_period_frames=500)
+    assert run._periods() == (2, 4)
+
+
+def test_the_speed_shown_is_of_the_last_ten_seconds_and_the_time_left_of_the_last_sixty(tmp_path: Path) -> None:
+    run = Run(quiet("catch", tmp_path / "run", total_frames=1_000), ["test"])
+    run.envs.close()
+    for window in run._windows:
+        for seconds, frames in ((0, 0), (50, 100)):
+            window.add(run._started + seconds, frames)
+    run._ended, run.clock.env_steps = run._started + 60, 360
+    shown = run.snapshot()
+    assert (shown.frames_per_second_10s, shown.frames_per_second_60s) == pytest.approx((26.0, 6.0))
+    assert shown.eta_seconds == pytest.approx((1_000 - 360) / 6)
+
+
+def test_a_score_of_training_is_the_sum_of_a_games_points_though_learning_clips_them(tmp_path: Path) -> None:
+    """Asterix, where a catch is 50 points."""
+    run = Run(
+        replace(BREAKOUT, env="Asterix", max_episode_steps=60, learning_starts=900, deterministic=True,
+                run_dir=str(tmp_path / "run")),
+        ["test"],
+    )  # fmt: skip
+    run.envs.start()
+    for _ in range(2 * 61):  # two whole games
+        step_group(run)
+    run.envs.close()
+    assert run.ring.reward_clip
+    points = []
+    for env in range(4):
+        ends = run.ring.storage["done"][env].nonzero().flatten().tolist()
+        for begin, end in zip([0, *ends], ends, strict=False):
+            points.append(float(run.ring.storage["reward"][env, begin : end + 1].sum()))  # a first row brings none
+    assert sorted(run.episodes.last_100) == sorted(points) and len(points) >= 8 and max(points) >= 50
+
+
+def test_a_game_is_dated_by_the_env_steps_with_the_group_that_ended_it(tmp_path: Path) -> None:
+    run = Run(quiet("catch", tmp_path / "run", num_envs=8, deterministic=True), ["test"])
+    run.envs.start()
+    for _ in range(20):  # two games of nine decisions, and their reset rows
+        step_group(run)
+    run.envs.close()
+    run.episodes.close()
+    assert runs.games(tmp_path / "run").env_steps.tolist() == [8 * 9] * 8 + [2 * 8 * 9] * 8
+
+
+def test_a_log_row_has_the_losses_of_its_own_period_and_without_an_update_those_of_the_last(tmp_path: Path) -> None:
+    run = Run(quiet("catch", tmp_path / "run"), ["test"])
+    run.envs.start()
+    for updates in (20, 40, 40):
+        while run.clock.updates < updates:
+            step_group(run)
+        run.log()
+        shown, row = run.snapshot(), runs.metrics(tmp_path / "run")[-1]
+        assert (shown.loss, shown.q_mean) == (row["losses/td_loss"], row["losses/q_values"])
+    run.envs.close()
+    rows = runs.metrics(tmp_path / "run")
+    first, second, third = ({tag: row[tag] for tag in row if "losses/" in tag} for row in rows)
+    assert len(first) == 4 and not any(first[tag] == second[tag] for tag in first) and second == third
 
 
 def test_a_pool_that_stalls_has_the_run_saved_in_every_epoch(tmp_path: Path) -> None:
