@@ -14,10 +14,13 @@ import json
 import re
 import statistics
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fastdqn import atari, cli, runs
+from fastdqn.arguments import train_config
+from fastdqn.config import NOT_LEARNING, load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
@@ -107,7 +110,7 @@ def line(row: dict[str, Any]) -> str:
     evaluated = [run["evaluation"] for run in found if run["evaluation"]]
     cells = [
         row["task"],
-        f"`{row['preset']}`",
+        f"`{row['preset']}`{changes(row['command'])}",
         scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
         scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]) + remarks(evaluated),
         span([run["frames"] for run in found], 1e6) + "M",
@@ -115,6 +118,17 @@ def line(row: dict[str, Any]) -> str:
         span([run["wall_seconds"] / 60 for run in found], 1),
     ]
     return " | ".join(cells)
+
+
+def changes(command: str) -> str:
+    """What the command's flags change of how its preset, as it is now, learns."""
+    config = train_config(command.split()[2:], prog="fastdqn train")
+    preset = load_preset(config.preset)
+    # in columns of their own, or no matter of learning
+    elsewhere = {*NOT_LEARNING, "env", "preset", "num_envs", "total_frames", "checkpoint_period_frames"}
+    given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in elsewhere}
+    changed = {name: value for name, value in given.items() if value != getattr(preset, name)}
+    return "".join(f", {name} {f'{value:,}' if type(value) is int else value}" for name, value in changed.items())
 
 
 def origin(name: str, row: dict[str, Any]) -> str:

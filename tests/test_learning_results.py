@@ -48,6 +48,16 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     assert row["environment"]["commit"][:7] in origin and "catch.json" in origin
 
 
+def test_the_table_says_what_a_command_changes_of_its_preset() -> None:
+    row = json.loads((learning.RESULTS / "cartpole.json").read_text())
+    preset = load_preset("cartpole")
+    flags = f"--replay-ratio 2 --total-frames 5k --num-envs 8 --n-step {preset.n_step} --replay-capacity=4k --dueling"
+    changed = {**row, "command": f"fastdqn train --preset cartpole --torch-threads 1 {flags}"}
+    cells = learning.line(changed).split(" | ")
+    assert cells[1] == "`cartpole`, replay_capacity 4,000, replay_ratio 2.0, dueling True"
+    assert learning.line({**row, "command": "fastdqn train --preset cartpole"}).split(" | ")[1] == "`cartpole`"
+
+
 def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = (), **environment: object) -> Path:
     """What a run of Pong leaves of which a row is made."""
     (path / "eval").mkdir(parents=True)
