@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastdqn import __version__
 from fastdqn.arguments import parse, train_config
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command in ("train", "profile"):
             return {"train": _train, "profile": _profile}[command](rest)
+        if command not in ("plot", "compare"):
+            _refuse_several_runs(command, rest)
         module = importlib.import_module(f"fastdqn.commands.{command}")
         return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
     except (UsageError, RunError) as error:
@@ -63,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
         return 141
+
+
+def _refuse_several_runs(command: str, words: list[str]) -> None:
+    """For what a shell makes of runs/Breakout* once there are two."""
+    begun = {word: config.stat().st_mtime for word in words if (config := Path(word, "config.toml")).is_file()}
+    if len(begun) > 1:
+        newest = max(begun, key=lambda word: begun[word])
+        raise UsageError(f"run: {command} takes one, here are {len(begun)}; use the newest, {newest}, or another")
 
 
 def _one_line(message: str) -> str:

@@ -65,9 +65,7 @@ class EpisodeTracker:
 
     WIDTH = 6  # numbers in a row: score, length, seconds, env steps of the run, env, truncated
 
-    def __init__(
-        self, num_envs: int, path: Path | None = None, *, seconds_before: float = 0.0, first_env: int = 0
-    ) -> None:
+    def __init__(self, num_envs: int, path: Path | None = None, *, first_env: int = 0) -> None:
         self._first_env = first_env
         self.score_N = np.zeros(num_envs)
         self.length_N = np.zeros(num_envs, np.int64)
@@ -78,7 +76,7 @@ class EpisodeTracker:
         if self._csv is not None and self._file is not None and self._file.tell() == 0:
             self._csv.writerow(["r", "l", "t", "env_steps", "env_id", "truncated"])
         self._rows: list[list[float]] = []  # not yet written
-        self._started = time.perf_counter() - seconds_before
+        self.started = time.perf_counter()  # what seconds count from; a run sets it to where its own begin
 
     def add(self, env_id: np.ndarray, score: np.ndarray, first: np.ndarray, terminated: np.ndarray,
             truncated: np.ndarray, env_steps: int) -> None:  # fmt: skip
@@ -88,7 +86,7 @@ class EpisodeTracker:
         done = terminated | truncated
         if not done.any():
             return
-        seconds = round(time.perf_counter() - self._started, 3)
+        seconds = round(time.perf_counter() - self.started, 3)
         self.take(
             [
                 [

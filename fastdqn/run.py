@@ -82,7 +82,7 @@ class Run:
         )  # fmt: skip
         self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
-        self.dashboard.say(*self.plan)
+        self.dashboard.say(*self.plan, *(["compiling"] if self.learner.compiled else []))
         with refused_in_one_line(config.run_dir):  # compiles
             self.pipeline = Pipeline(
                 self.learner, self.ring, self.staging, batch_size=config.batch_size // self.ranks.size,
@@ -116,9 +116,7 @@ class Run:
         if saved is not None:
             self._restore(saved)
         self.folder.describe(config.to_toml(), command, hardware.environment())
-        self.episodes = EpisodeTracker(
-            num_envs, path / "episodes.csv", seconds_before=self._seconds_before, first_env=self.ranks.rank * num_envs
-        )
+        self.episodes = EpisodeTracker(num_envs, path / "episodes.csv", first_env=self.ranks.rank * num_envs)
         if saved is not None:
             self.episodes.episodes = saved.state["episodes"]
             self.episodes.last_100.extend(saved.state["last_100"])
@@ -358,7 +356,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self._logged = time.perf_counter()
-        self._started = self._logged - self._seconds_before
+        self._started = self.episodes.started = self._logged - self._seconds_before
         for window in self._windows:
             window.add(self._logged, self.frames)
         return self

@@ -1,6 +1,7 @@
 """train(config): the loop, which is the table of contents of everything below it."""
 
 import gc
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
 from fastdqn.envs import EnvStep
+from fastdqn.errors import UsageError
 from fastdqn.run import Run
 from fastdqn.signals import StopRequest
 
@@ -33,7 +35,13 @@ def train(
         UsageError: a value that cannot work on this machine, before anything has started.
     """
     with StopRequest() as stop:
-        run = Run(config, command, saved)
+        try:
+            run = Run(config, command, saved)
+        except UsageError:
+            if not stop.requested:
+                raise
+            print("interrupted", file=sys.stderr)  # the signal went to the compiler too, which failed of it
+            raise SystemExit(stop.exit_code) from None
         run.stop, stop.on_ignored, stop.saving = stop, run.save_for_resume, run.saving
         run.envs.start()
         never_again = torch.compiler.set_stance("fail_on_recompile")  # rather an error than a run at half the speed

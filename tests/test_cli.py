@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,30 @@ def test_fastdqn_train_with_nothing_else_trains_breakout_to_its_first_updates(tm
         assert (run / name).stat().st_size > 0
     again = fastdqn("train", "--run-dir", str(run))
     assert again.returncode == 2 and "already holds a run" in again.stderr
+
+
+def test_ctrl_c_while_compiling_is_an_interruption_though_it_ends_the_compiler_too(tmp_path: Path) -> None:
+    dying, called = tmp_path / "g++", tmp_path / "called"
+    dying.write_text(f"#!/bin/sh\ntouch {called}\nsleep 1\nexit 1\n")
+    dying.chmod(0o755)
+    command = [sys.executable, "-m", "fastdqn", "train", "--preset", "catch", "--run-dir", str(tmp_path / "run")]
+    environment = {**os.environ, "CXX": str(dying), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not called.exists():
+        assert process.poll() is None, "it ended by itself"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "error:" not in err
+
+
+def test_several_runs_where_one_is_meant_are_refused_with_the_newest(tmp_path: Path, capsys) -> None:
+    for age, name in ((200, "a"), (100, "b"), (300, "c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text("")
+        os.utime(tmp_path / name / "config.toml", (10_000 - age, 10_000 - age))
+    assert main(["eval", *(str(tmp_path / name) for name in "abc"), "--episodes", "3"]) == 2
+    assert f"eval takes one, here are 3; use the newest, {tmp_path / 'b'}," in capsys.readouterr().err
 
 
 def test_a_compiler_that_fails_is_one_line_with_the_way_out(tmp_path: Path) -> None:

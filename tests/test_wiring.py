@@ -304,3 +304,15 @@ def test_a_write_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(checkpoint, "write", failing)
     assert run.save_now() and checkpoint.load(tmp_path / "run" / "checkpoints").step == 0
+
+
+def test_a_games_seconds_are_of_the_loop_as_the_runs_are(tmp_path: Path) -> None:
+    run = Run(quiet("catch", tmp_path / "run", total_frames=2_000), ["test"])
+    run.episodes.started -= 1_000  # it was built that long ago, and compiled since
+    run._seconds_before = 50.0  # of the part before a resume
+    run.envs.start()
+    with run:
+        while run.clock.env_steps < 2_000:
+            step_group(run)
+    seconds = runs.games(tmp_path / "run").seconds
+    assert 50.0 <= seconds.min() <= seconds.max() <= run.wall_seconds

@@ -37,7 +37,10 @@ def main(flags: Flags) -> int:
     if missing := [name for name in NEEDED if name not in saved.state]:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
     if saved.state["env_steps"] >= config.total_env_steps:
-        raise UsageError(f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; train a new one")
+        raise UsageError(
+            f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; raise total_frames in its "
+            "config.toml for more, or train a new one"
+        )
     given = ["fastdqn", "resume", flags.run, "--ui", flags.ui, *(["--json"] if flags.json else [])]
     result = train(config, given, saved)
     if flags.json and result.first_rank:
