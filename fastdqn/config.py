@@ -463,7 +463,7 @@ def preset_text(name: str) -> str:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise UsageError(f"preset={name}: no such preset; the nearest are {', '.join(near)}")
-    return (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text()
+    return (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
         ValueError: a line is no row of metrics.
     """
     path = run / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [metrics_row(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
@@ -101,7 +101,7 @@ def games(run: Path) -> Games:
         ValueError: a line is no row of it.
     """
     path = run / "episodes.csv"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
     rows = [game_row(line) for line in lines if line and not line.startswith("r,")]  # a header, again after a resume
     score, length, seconds, env_steps, truncated = zip(*rows, strict=True) if rows else ((), (), (), (), ())
@@ -138,7 +138,7 @@ def _number(value: object) -> bool:
 def _json_object(path: Path) -> dict[str, Any]:
     """What a JSON file says; {} where there is none, or none that holds an object."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -43,6 +43,13 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == f"fastdqn {__version__}\n"
 
 
+def test_an_ascii_stdout_gets_the_help_with_what_it_can_show() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fastdqn", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "factor [?]" in done.stdout, done.stderr
+
+
 def test_ctrl_c_where_nothing_has_to_be_saved_is_one_word_and_130(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"

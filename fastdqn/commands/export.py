@@ -117,7 +117,7 @@ def main(flags: Flags) -> int:
     }
     if comparison.passed:
         card = model_card.text(run, config, saved, figures, str(comparison), fire_action=envs.fire_action)
-        Path(figures["card"]).write_text(card)
+        Path(figures["card"]).write_text(card, encoding="utf-8")
         size = f"{path.stat().st_size / 1e6:.2f} MB"
         text = f"written   {path}, {size}\ncard      {figures['card']}\nverified  {comparison}"
     else:

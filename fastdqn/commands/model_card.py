@@ -150,4 +150,4 @@ def machine(environment: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else "unknown"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "unknown"
