@@ -32,6 +32,15 @@ class Flags(AgentFlags):
 
 
 def main(flags: Flags) -> int:
+    from fastdqn import runs
+    from fastdqn.config import Config
+    from fastdqn.envs import TASK_HZ
+
+    env = Config.load(runs.find(flags.run) / "config.toml").name
+    if not env.is_atari and env.canonical not in TASK_HZ:
+        raise UsageError(
+            f"env={env.canonical}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores"
+        )
     stream = sys.stderr if flags.json else sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         name = "stderr" if flags.json else "stdout"
