@@ -34,8 +34,10 @@ def find(name: str) -> Path:
     Raises:
         UsageError: there is no such run; names the nearest ones.
     """
+    folder = False
     for path in (Path(name), RUNS / name):
         try:
+            folder = folder or path.is_dir()
             if (path / "config.toml").is_file():
                 return path
         except OSError as error:  # a name that is too long, a folder that is not ours
@@ -43,7 +45,8 @@ def find(name: str) -> Path:
     known = sorted(path.parent.name for path in RUNS.glob("*/config.toml"))
     near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else "name the folder that training printed"
-    raise UsageError(f"run={name}: holds no run (no config.toml); {hint}")
+    problem = "holds no run (no config.toml)" if folder else f"no such folder, here or under {RUNS}/"
+    raise UsageError(f"run={name}: {problem}; {hint}")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

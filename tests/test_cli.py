@@ -68,7 +68,7 @@ def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
     for command in ("eval", "resume"):
         script = f"import sys; from fastdqn.cli import main; main(['{command}', 'nothing']); assert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert done.returncode == 0 and "holds no run" in done.stderr, done.stderr
+        assert done.returncode == 0 and "no such folder" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
             "error: target_update_period=500: has no effect",
         ),
         (["train", "--device", "cuda"], "error: device=cuda"),
-        (["eval", "no/such/run"], "error: run=no/such/run: holds no run"),
+        (["eval", "no/such/run"], "error: run=no/such/run: no such folder, here or under runs/"),
         (["trian"], "error: trian: no such command"),
     ],
 )
