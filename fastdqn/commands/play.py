@@ -33,10 +33,12 @@ class Flags(AgentFlags):
 
 def main(flags: Flags) -> int:
     from fastdqn import runs
-    from fastdqn.config import Config
-    from fastdqn.envs import TASK_HZ
 
-    env = Config.load(runs.find(flags.run) / "config.toml").name
+    run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
+    from fastdqn.envs import TASK_HZ
+    from fastdqn.evaluation import config_of
+
+    env = config_of(run).name
     if not env.is_atari and env.canonical not in TASK_HZ:
         raise UsageError(
             f"env={env.canonical}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores"
