@@ -310,7 +310,7 @@ def test_fire_follows_a_lost_life_under_every_protocol_exactly_if_it_did_in_trai
         assert {protocol_of(name, config).fire_after_life_loss for name in PROTOCOLS} == {pressed}
 
 
-@pytest.mark.parametrize(("field", "value"), [("episodes", 0), ("epsilon", 1.5), ("num_envs", -1)])
+@pytest.mark.parametrize(("field", "value"), [("episodes", 0), ("epsilon", 1.5), ("num_envs", -1), ("seed", -1)])
 def test_values_that_cannot_be_are_refused_by_name(field: str, value: Any, catch_run: Path) -> None:
     with pytest.raises(UsageError, match=f"{field}="):
         evaluate(catch_run, **{field: value})
