@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,7 +208,7 @@ def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pyte
     ],
 )
 def test_what_does_not_fit_without_any_ring_is_blamed_on_its_own_field(
-    changes: dict[str, int], blamed: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], blamed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastdqn.preflight.free_bytes", lambda device, ranks=1: 1_000 * MB)
     config = Config(replay_capacity=50_000, learning_starts=40_000, **changes).resolved()[0]
