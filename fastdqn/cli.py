@@ -1,6 +1,7 @@
 """argv -> Config -> one command. No tensors here: `--help` imports neither torch nor envpool."""
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -39,6 +40,9 @@ USAGE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the locale does not have is no reason to fail
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

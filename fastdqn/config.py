@@ -292,10 +292,8 @@ class Config:
         return useless, notes
 
     def _validate(self) -> None:
-        for field, (low, high) in _RANGES.items():
-            value = getattr(self, field)
-            if value is not None and not low <= value <= high:  # NaN fails this too
-                raise UsageError(f"{field}={value}: give a number from {_bound(low)} to {_bound(high)}")
+        for field in _RANGES:
+            check_range(field, getattr(self, field))
         if re.search(r"[\0\ud800-\udfff]", self.run_dir):
             raise UsageError(f"run_dir={self.run_dir}: is not Unicode text; name another folder")
         rows = self.frame_stack + self.n_step + 1
@@ -442,6 +440,13 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+def check_range(field: str, value: float | None) -> None:
+    """Refuses what the field of a Config may not be."""
+    low, high = _RANGES[field]
+    if value is not None and not low <= value <= high:  # NaN fails this too
+        raise UsageError(f"{field}={value}: give a number from {_bound(low)} to {_bound(high)}")
+
+
 def preset_names() -> list[str]:
     """The presets that ship with the package."""
     folder = resources.files("fastdqn") / "presets"
@@ -463,7 +468,7 @@ def preset_text(name: str) -> str:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise UsageError(f"preset={name}: no such preset; the nearest are {', '.join(near)}")
-    return (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text()
+    return (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from fastdqn import checkpoint, hardware
 from fastdqn.atari import FRAME_CAP, human_normalized_score
 from fastdqn.checkpoint import Checkpoint, CheckpointError
-from fastdqn.config import Config
+from fastdqn.config import Config, check_range
 from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
@@ -263,6 +263,7 @@ def set_up(
 
     The network computes in full float32. `render` as in `VectorEnv`.
     """
+    check_range("seed", seed)
     config = config_of(run)
     rules = protocol_of(protocol, config, epsilon)
     where = resolve_device(device)

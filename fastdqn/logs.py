@@ -23,7 +23,7 @@ class Logs:
 
     def __init__(self, folder: RunFolder, episodes: EpisodeTracker, tracker: Tracker | None) -> None:
         self._folder, self._episodes, self._tracker = folder, episodes, tracker
-        self._metrics = (folder.path / "metrics.jsonl").open("a")
+        self._metrics = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
         self._failing = self._closed = False
 
     def write(self, row: dict[str, Any]) -> None:

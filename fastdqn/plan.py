@@ -9,6 +9,7 @@ from fastdqn import __version__, hardware
 from fastdqn.config import Config
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
+from fastdqn.units import cores
 
 
 def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path, notes: Sequence[str]) -> list[str]:
@@ -28,7 +29,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     if device.type == "cuda":
         kernels += ", CUDA graphs" if config.cuda_graphs else ", no CUDA graphs"
     lines = [
-        f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {hardware.cores()} cores",
+        f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {cores(hardware.cores())}",
         f"run       {folder}",
         f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, {cap}{fire}",
         f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",

@@ -7,6 +7,7 @@ import torch
 from fastdqn import atari, footprint, hardware
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
+from fastdqn.errors import UsageError
 from fastdqn.footprint import Need
 from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes, row_bytes
 from fastdqn.networks import QNetwork
@@ -70,6 +71,10 @@ def needs_of(
     return [need for need in table if need.nbytes > 0]
 
 
+# the field that a part of the table grows with
+_BEHIND = {"activations": "batch_size", "graphs": "batch_size", "staging": "num_envs", "games": "num_envs"}
+
+
 def rest_of(table: list[Need], device: torch.device) -> int:
     """Bytes that lie beside the ring, in the same memory."""
     ring = next(need.nbytes for need in table if need.part == "ring")
@@ -85,16 +90,24 @@ def check(
         ValueError: they do not fit; names what was typed, need and have.
     """
     table = needs_of(config.share(ranks.size), device, screen, network, compile=compile)
+    free, beside = free_bytes(device, ranks.local_size), rest_of(table, device)
+    there = [need for need in table if need.part != "ring" and (need.on_device or device.type != "cuda")]
+    largest = max(there, key=lambda need: need.nbytes)
+    if beside > free and (field := _BEHIND.get(largest.part)):  # whatever the ring, this one is in the way
+        raise UsageError(
+            f"{field}={getattr(config, field)}: {largest.part} need {size(largest.nbytes)} of {size(beside)} beside the "
+            f"replay, {size(free)} are free on {device}; lower --{field.replace('_', '-')}"
+        )
     check_fits(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
         per_row=bytes_per_row(config, screen),
         device=device,
-        reserve_bytes=rest_of(table, device),
+        reserve_bytes=beside,
         ranks=ranks.size,
         local_ranks=ranks.local_size,
     )
     if device.type == "cuda":
         needed = footprint.total(table, on_device=False, cuda=True)
         check_host(needed, config.num_envs, ranks.size, ranks.local_size)
-    return f"{footprint.describe(table)}; {size(free_bytes(device, ranks.local_size))} were free on {device}"
+    return f"{footprint.describe(table)}; {size(free)} were free on {device}"

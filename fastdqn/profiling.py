@@ -91,7 +91,9 @@ def capture(
     profiler.export_chrome_trace(str(out / "trace.json.gz"))
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     averages = profiler.key_averages()
-    (out / "kernels.txt").write_text(averages.table(sort_by=key, row_limit=50, max_name_column_width=80))
+    (out / "kernels.txt").write_text(
+        averages.table(sort_by=key, row_limit=50, max_name_column_width=80), encoding="utf-8"
+    )
     if cuda:
         torch.cuda.memory._dump_snapshot(str(out / "memory.snapshot"))
         torch.cuda.memory._record_memory_history(enabled=None)
@@ -118,7 +120,7 @@ def capture(
         phases=phases,
     )
     verdict.advice.extend(advise(verdict))
-    (out / "verdict.md").write_text(verdict.text())
+    (out / "verdict.md").write_text(verdict.text(), encoding="utf-8")
     return verdict
 
 

@@ -38,7 +38,7 @@ class RunFolder:
 
     def describe(self, config_toml: str, command: Sequence[str], environment: dict[str, Any]) -> None:
         """Writes what was asked for, with which words, and on what."""
-        with (self.path / "command.txt").open("a") as file:  # one line for each time that the run was begun or resumed
+        with (self.path / "command.txt").open("a", encoding="utf-8") as file:  # one line for each beginning and resume
             file.write(shlex.join(command) + "\n")
         replace_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         replace_text(self.path / "config.toml", config_toml)

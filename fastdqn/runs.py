@@ -34,8 +34,10 @@ def find(name: str) -> Path:
     Raises:
         UsageError: there is no such run; names the nearest ones.
     """
+    folder = False
     for path in (Path(name), RUNS / name):
         try:
+            folder = folder or path.is_dir()
             if (path / "config.toml").is_file():
                 return path
         except OSError as error:  # a name that is too long, a folder that is not ours
@@ -43,7 +45,8 @@ def find(name: str) -> Path:
     known = sorted(path.parent.name for path in RUNS.glob("*/config.toml"))
     near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else "name the folder that training printed"
-    raise UsageError(f"run={name}: holds no run (no config.toml); {hint}")
+    problem = "holds no run (no config.toml)" if folder else f"no such folder, here or under {RUNS}/"
+    raise UsageError(f"run={name}: {problem}; {hint}")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -53,7 +56,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
         ValueError: a line is no row of metrics.
     """
     path = run / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [metrics_row(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
@@ -101,7 +104,7 @@ def games(run: Path) -> Games:
         ValueError: a line is no row of it.
     """
     path = run / "episodes.csv"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
     rows = [game_row(line) for line in lines if line and not line.startswith("r,")]  # a header, again after a resume
     score, length, seconds, env_steps, truncated = zip(*rows, strict=True) if rows else ((), (), (), (), ())
@@ -138,7 +141,7 @@ def _number(value: object) -> bool:
 def _json_object(path: Path) -> dict[str, Any]:
     """What a JSON file says; {} where there is none, or none that holds an object."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -91,7 +91,7 @@ def run(trial: Trial, mark: Path) -> Ending:
     except ValueError as error:
         return Ending(1, str(error))
     command = [sys.executable, "-c", _LAUNCH, *words(trial)]
-    with (trial.folder / LOG).open("a+") as log:
+    with (trial.folder / LOG).open("a+", encoding="utf-8", errors="replace") as log:
         begin = log.tell()
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.PIPE,

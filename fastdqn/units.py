@@ -14,6 +14,11 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def cores(number: object) -> str:
+    """1 core, 4 cores; "?" where a run does not say."""
+    return f"{number} core{'' if number == 1 else 's'}"
+
+
 def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

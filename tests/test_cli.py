@@ -45,6 +45,13 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == f"fastdqn {__version__}\n"
 
 
+def test_an_ascii_stdout_gets_the_help_with_what_it_can_show() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fastdqn", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "factor [?]" in done.stdout, done.stderr
+
+
 def test_ctrl_c_where_nothing_has_to_be_saved_is_one_word_and_130(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
@@ -63,7 +70,7 @@ def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
     for command in ("eval", "resume"):
         script = f"import sys; from fastdqn.cli import main; main(['{command}', 'nothing']); assert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert done.returncode == 0 and "holds no run" in done.stderr, done.stderr
+        assert done.returncode == 0 and "no such folder" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,7 @@ def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
             "error: target_update_period=500: has no effect",
         ),
         (["train", "--device", "cuda"], "error: device=cuda"),
-        (["eval", "no/such/run"], "error: run=no/such/run: holds no run"),
+        (["eval", "no/such/run"], "error: run=no/such/run: no such folder, here or under runs/"),
         (["trian"], "error: trian: no such command"),
     ],
 )

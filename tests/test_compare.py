@@ -173,4 +173,4 @@ def test_json_stands_alone_on_stdout_and_a_wrong_run_is_one_line(tmp_path: Path,
     printed = capsys.readouterr()
     assert json.loads(printed.out)["group_by"] == "preset" and "IQM" in printed.err
     assert main(["compare", str(run), str(tmp_path / "gone")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: run={tmp_path}/gone: holds no run")
+    assert capsys.readouterr().err.startswith(f"error: run={tmp_path}/gone: no such folder")

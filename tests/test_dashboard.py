@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fastdqn.dashboard import Dashboard, panel, plain_line
 from fastdqn.metrics import Snapshot
-from fastdqn.units import clock, count, duration
+from fastdqn.units import clock, cores, count, duration
 
 SNAPSHOT = Snapshot(
     env="Breakout-v5", preset="fast", frames=12_300_000, total_frames=40_000_000,
@@ -145,3 +145,7 @@ def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) 
     assert process.wait(timeout=60) == 0, said
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
     assert said.count("this run's output cannot be written") == 1
+
+
+def test_one_core_is_no_plural() -> None:
+    assert [cores(1), cores(4), cores("?")] == ["1 core", "4 cores", "? cores"]

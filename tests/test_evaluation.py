@@ -310,7 +310,7 @@ def test_fire_follows_a_lost_life_under_every_protocol_exactly_if_it_did_in_trai
         assert {protocol_of(name, config).fire_after_life_loss for name in PROTOCOLS} == {pressed}
 
 
-@pytest.mark.parametrize(("field", "value"), [("episodes", 0), ("epsilon", 1.5), ("num_envs", -1)])
+@pytest.mark.parametrize(("field", "value"), [("episodes", 0), ("epsilon", 1.5), ("num_envs", -1), ("seed", -1)])
 def test_values_that_cannot_be_are_refused_by_name(field: str, value: Any, catch_run: Path) -> None:
     with pytest.raises(UsageError, match=f"{field}="):
         evaluate(catch_run, **{field: value})
@@ -330,9 +330,9 @@ def test_a_protocol_that_does_not_apply_is_refused_instead_of_mislabelled(catch_
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for run in (tmp_path, tmp_path / "missing"):
+    for run, problem in ((tmp_path, "holds no run"), (tmp_path / "missing", "no such folder")):
         assert main(["eval", str(run)]) == 2
-        assert "holds no run" in capsys.readouterr().err
+        assert problem in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_is_an_error_of_one_line(

@@ -85,10 +85,10 @@ def test_the_run_that_the_others_damage_is_resumed_to_its_end(run: Path) -> None
         (["train", "--preset", "../../etc/passwd"], "preset=../../etc/passwd: no such preset"),
         (["train", "--env", "../../etc/passwd"], "env=../../etc/passwd: no such game"),
         (["presets", "../../../etc/passwd"], "preset=../../../etc/passwd: no such preset"),
-        (["eval", "../../etc/passwd"], "run=../../etc/passwd: holds no run"),
+        (["eval", "../../etc/passwd"], "run=../../etc/passwd: no such folder"),
         (["resume", "/etc"], "run=/etc: holds no run"),
         (["record", "x" * 300, "-o", "game.gif"], "run=" + "x" * 300 + ": File name too long"),
-        (["export", "\udcff\n"], r"run=\udcff\n: holds no run"),
+        (["export", "\udcff\n"], r"run=\udcff\n: no such folder"),
         ([*TRAIN, "--run-dir", "a\0b"], r"run_dir=a\x00b: is not Unicode text"),
         (
             [*TRAIN, "--run-dir", "/proc/nothing/run"],
@@ -99,7 +99,7 @@ def test_the_run_that_the_others_damage_is_resumed_to_its_end(run: Path) -> None
         ([*TRAIN, "--run-dir", "y" * 300], "File name too long"),
         (["eval", "RUN", "--threads", "99999999999"], "threads=99999999999: give a number from 1 to 1024"),
         (["eval", "RUN", "--seed", str(2**63)], f"seed={2**63}: give a whole number"),
-        (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "output=/proc/nothing/a.pt2: No such file or directory; name"),
+        (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "output=/proc/nothing/a.pt2: no such folder; make it first"),
     ],
 )
 def test_a_name_that_leads_nowhere_good_is_refused(

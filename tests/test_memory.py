@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fastdqn.config import Config, load_preset
 from fastdqn.control_groups import _groups, core_limit, memory_headroom
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
+from fastdqn.errors import UsageError
 from fastdqn.footprint import Need
 from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity, row_bytes
 from fastdqn.metrics import resident_bytes
@@ -196,6 +198,24 @@ def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pyte
     network = parts.meta_network(config, screen, torch.float32)
     with pytest.raises(ValueError, match=r"^replay_capacity=1000001: needs 3\.53 GB on cpu, .*, for each of 2 ranks; "):
         preflight.check(config, CPU, screen, network, compile=False, ranks=Ranks(0, 2, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "blamed"),
+    [
+        ({"batch_size": 60_000}, r"batch_size=60000: activations need"),
+        ({"num_envs": 4_096}, r"num_envs=4096: games need"),
+    ],
+)
+def test_what_does_not_fit_without_any_ring_is_blamed_on_its_own_field(
+    changes: dict[str, Any], blamed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdqn.preflight.free_bytes", lambda device, ranks=1: 1_000 * MB)
+    config = Config(replay_capacity=50_000, learning_starts=40_000, **changes).resolved()[0]
+    screen = parts.make_screen(config, CPU)
+    network = parts.meta_network(config, screen, torch.float32)
+    with pytest.raises(UsageError, match=f"^{blamed} .* are free on cpu; lower --"):
+        preflight.check(config, CPU, screen, network, compile=False, ranks=Ranks(0, 1, 0, 1))
 
 
 def test_a_host_too_small_for_a_run_on_a_gpu_is_refused() -> None:

@@ -20,6 +20,7 @@ from typing import TextIO
 
 import numpy as np
 import pytest
+from run_by_hand import write_run
 
 from fastdqn.cli import main
 from fastdqn.commands import play
@@ -249,6 +250,17 @@ def test_without_a_terminal_it_says_so_in_one_line_and_names_record(
         monkeypatch.setenv("TERM", "dumb")
         assert main(["play", str(run)]) == 2
     assert terminal.text() == ""
+
+
+def test_of_a_task_without_a_picture_eval_is_named_and_not_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    catch = write_run(tmp_path / "catch")
+    assert main(["play", str(catch)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "env=Catch-v0: EnvPool draws no picture" in error and f"fastdqn eval {catch}" in error and "record" not in error
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_metric_is_found_by_its_short_name_and_a_wrong_one_names_the_nearest(t
     ("argv", "message"),
     [
         (["plot"], "error: runs=: no run given"),
-        (["plot", "runn"], "error: run=runn: holds no run (no config.toml); did you mean run1"),
+        (["plot", "runn"], "error: run=runn: no such folder, here or under runs/; did you mean run1"),
         (
             ["plot", "run1", "--group-by", "presett"],
             "error: group_by=presett: a config has no such field; did you mean",

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -159,6 +161,16 @@ def test_what_files_hold_is_escaped(tmp_path: Path) -> None:
     assert not page.all("script") and not page.all("i")
     assert [image["alt"] for image in page.all("img")] == ['"><script>.gif']
     assert page.text.count("alert(2)") >= 6
+
+
+def test_files_are_read_and_written_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1.0])
+    (run / "command.txt").write_text("fastdqn train --run-dir é", encoding="utf-8")
+    locale = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "fastdqn", "report", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, env=locale)
+    assert done.returncode == 0, done.stderr
+    assert "--run-dir é" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_by_hand import write_run
 
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
@@ -132,6 +133,13 @@ def test_a_slow_run_is_saved_by_the_clock_unless_saving_takes_long(tmp_path: Pat
         assert not run.checkpoint_due()
         monkeypatch.undo()
         run._saver.wait()
+
+
+def test_a_run_without_a_checkpoint_is_told_how_to_begin_again(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run")
+    assert main(["resume", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "holds no checkpoint" in error and f"with the command in {run}/command.txt" in error
 
 
 def test_none_valid_is_exit_code_1_and_never_a_fresh_start(tmp_path: Path, capsys) -> None:

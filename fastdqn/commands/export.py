@@ -117,7 +117,7 @@ def main(flags: Flags) -> int:
     }
     if comparison.passed:
         card = model_card.text(run, config, saved, figures, str(comparison), fire_action=envs.fire_action)
-        Path(figures["card"]).write_text(card)
+        Path(figures["card"]).write_text(card, encoding="utf-8")
         size = f"{path.stat().st_size / 1e6:.2f} MB"
         text = f"written   {path}, {size}\ncard      {figures['card']}\nverified  {comparison}"
     else:
@@ -127,12 +127,14 @@ def main(flags: Flags) -> int:
 
 
 def destination(flags: Flags, default: Path) -> Path:
-    """The file to write, its folder made."""
+    """The file to write. The folder of the default is made, of another it has to be there."""
     path = Path(flags.output) if flags.output else default
     if path.suffix != f".{flags.format}":
         raise UsageError(f"output={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if flags.output and not path.parent.is_dir():
+            raise UsageError(f"output={path}: no such folder; make it first")
+        path.parent.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UsageError(f"output={path}: {error.strerror}; name a file in a folder that can be written") from None

@@ -6,6 +6,7 @@ from typing import Any
 from fastdqn import hardware, runs
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
+from fastdqn.units import cores
 
 
 def text(
@@ -144,10 +145,10 @@ def machine(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {environment.get(name) or 'unknown'}" for name in names)
     gpu = f", {environment['gpu']}" if environment.get("gpu") else ""
     return (
-        f"{environment.get('cpu', 'unknown processor')}, {environment.get('cores', '?')} cores{gpu}; {versions}; "
+        f"{environment.get('cpu', 'unknown processor')}, {cores(environment.get('cores', '?'))}{gpu}; {versions}; "
         f"commit {environment.get('commit') or 'unknown'}."
     )
 
 
 def _read(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else "unknown"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "unknown"

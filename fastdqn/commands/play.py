@@ -32,6 +32,17 @@ class Flags(AgentFlags):
 
 
 def main(flags: Flags) -> int:
+    from fastdqn import runs
+
+    run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
+    from fastdqn.envs import TASK_HZ
+    from fastdqn.evaluation import config_of
+
+    env = config_of(run).name
+    if not env.is_atari and env.canonical not in TASK_HZ:
+        raise UsageError(
+            f"env={env.canonical}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores"
+        )
     stream = sys.stderr if flags.json else sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         name = "stderr" if flags.json else "stdout"

@@ -42,7 +42,7 @@ class Flags(AgentFlags):
     episodes: int = 0
     """Games to play in all, one after the other in each cell of the grid; 0: one in each."""
     overlay: bool = False
-    """A strip under each game: its score, the highest Q-value, and a bar per action, from the lowest to the highest."""
+    """Under each game its score, highest Q-value, and a bar per action, scaled to them all; orange: the one taken."""
     scale: int = 0
     """Each pixel of the screen becomes so many squared; 0: what brings the picture near 640x640, at least 1."""
     max_seconds: float | None = None

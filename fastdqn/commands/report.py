@@ -79,7 +79,7 @@ def page(history: History) -> str:
             html.section(
                 "Hardware and versions",
                 html.table([], [[key, _words(value)] for key, value in place.items()]),
-                html.code(command.read_text().strip()) if command.exists() else "",
+                html.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
             ),
         ],
         f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; frames are emulator "

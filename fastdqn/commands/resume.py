@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastdqn.config import Config
-from fastdqn.errors import UsageError
+from fastdqn.errors import RunError, UsageError
 
 # of state.json; eval does without
 NEEDED = ("env_steps", "frames", "updates", "target_syncs", "episodes", "last_100", "epoch", "wall_seconds")
@@ -29,6 +29,11 @@ def main(flags: Flags) -> int:
     from fastdqn import runs
 
     folder = runs.find(flags.run)  # a mistyped name is told before torch is loaded
+    if runs.saved_step(folder) is None:
+        raise RunError(
+            f"{folder / 'checkpoints'}: holds no checkpoint; the run ended before its first save: begin again, "
+            f"in another folder, with the command in {folder / 'command.txt'}"
+        )
     from fastdqn import checkpoint
     from fastdqn.trainer import train
 

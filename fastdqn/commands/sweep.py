@@ -17,6 +17,7 @@ from fastdqn.commands.compare import table, text
 from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.trials import Trial, due, words
+from fastdqn.units import cores as cores_text
 
 RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json"}  # fmt: skip
 
@@ -224,7 +225,7 @@ def plan_text(trials: Sequence[Trial], share: Share) -> str:
 
 def share_text(share: Share) -> str:
     at_once = "as many at once as the cluster has room for" if share.at_once is None else f"{share.at_once} at once"
-    return f"{at_once}, each with {share.cpus} cores and {share.gpus:g} GPUs"
+    return f"{at_once}, each with {cores_text(share.cpus)} and {share.gpus:g} GPUs"
 
 
 def report(queue: Sequence[Any], code: int, flags: Flags) -> None:
