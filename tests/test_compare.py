@@ -167,6 +167,19 @@ def test_a_run_without_a_finished_game_has_no_score(tmp_path: Path, capsys) -> N
     assert main(["compare", str(run)]) == 0
 
 
+def test_a_groups_figures_are_of_the_runs_with_a_score_and_the_others_are_counted(tmp_path: Path, capsys) -> None:
+    runs = [write_run(tmp_path / f"{s}", [2.0] * 200, seed=s) for s in (1, 2, 3)]
+    for run in runs[:2]:
+        write_evaluation(run, 5)
+    figures = compare(capsys, *runs[:2], "--score", "eval", "--reach", "2")
+    (runs[2] / "episodes.csv").unlink()  # no game has ended yet
+    runs.append(write_run(tmp_path / "4", [0.0] * 20, seed=3, gamma=0.9))  # and one that is not evaluated
+    (runs[3] / "metrics.jsonl").write_text(json.dumps(log_row(20, 0.0) | {"wall_seconds": 2_000.0}) + "\n")
+    more = compare(capsys, *runs, "--score", "eval", "--reach", "2")
+    assert more["groups"] == figures["groups"] and more["groups"][0]["reached"] == "2/2"
+    assert more["notes"] == ["catch on Catch: 2 runs without a score left out", *figures["notes"]]
+
+
 def test_json_stands_alone_on_stdout_and_a_wrong_run_is_one_line(tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run", [1.0] * 3)
     assert main(["compare", str(run), "--json"]) == 0
