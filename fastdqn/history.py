@@ -170,8 +170,8 @@ def final_score(history: History, source: str = "auto") -> Score | None:
 
     Args:
         history: the run.
-        source: "training", "eval", or "auto": the newest evaluation where there is one. Of several evaluations of the
-            same checkpoint the last by protocol's name counts, so that all seeds are judged by the same one.
+        source: "training", "eval", or "auto": the newest evaluation where there is one, which is the last one made of
+            the newest checkpoint that has any.
     """
     if source != "training" and history.evaluations:
         newest = history.evaluations[-1]

@@ -69,6 +69,29 @@ def test_games_that_chose_an_agent_do_not_count_where_others_scored_it(tmp_path:
     assert [one["score_mean"] for one in evaluations(run)] == [9.0, 5.0, 7.0] and "_time" not in evaluations(run)[0]
 
 
+def test_the_last_evaluation_made_of_the_newest_checkpoint_counts(tmp_path: Path, capsys) -> None:
+    (run,) = seeds(tmp_path, "a", [1])
+    names = {"sticky": 5, "nature": 6, "run": 7}
+    for protocol, mean in names.items():
+        write_evaluation(run, mean, protocol=protocol)
+    write_evaluation(run, 9, step=900)
+
+    def counts(*made: str) -> float:
+        """The score of a run whose evaluations were made in this order."""
+        for time, name in enumerate(made):
+            os.utime(run / "eval" / f"step-{name}__s1.json", ns=(10**18, 10**18 + time))
+        return compare(capsys, run)["groups"][0]["iqm"]
+
+    of = {name: f"000000001000__{name}" for name in names}
+    older = "000000000900__run"  # of `eval --checkpoint best`, or its copy came last
+    assert counts(of["run"], of["sticky"], of["nature"], older) == 6
+    assert counts(older, of["sticky"], of["nature"], of["run"]) == 7
+    assert counts(of["nature"], of["run"], of["sticky"], older) == 5
+    for path in (run / "eval").iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    assert compare(capsys, run)["groups"][0]["iqm"] == 5  # of equal times the last by name
+
+
 def test_the_newest_evaluation_counts_where_there_is_one_and_the_table_says_so(tmp_path: Path, capsys) -> None:
     runs = seeds(tmp_path, "a", [1, 2, 3])
     for run, mean in zip(runs, (5, 6, 7), strict=True):
