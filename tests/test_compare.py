@@ -1,7 +1,10 @@
 """What compare says of groups of runs, and what it refuses to say."""
 
+import fcntl
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from run_by_hand import log_row, write_evaluation, write_run
 
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.cli import main
+from fastdqn.run_folder import RunFolder, in_use
 from fastdqn.runs import evaluations
 
 
@@ -78,8 +82,8 @@ def test_the_last_evaluation_made_of_the_newest_checkpoint_counts(tmp_path: Path
 
     def counts(*made: str) -> float:
         """The score of a run whose evaluations were made in this order."""
-        for time, name in enumerate(made):
-            os.utime(run / "eval" / f"step-{name}__s1.json", ns=(10**18, 10**18 + time))
+        for place, name in enumerate(made):
+            os.utime(run / "eval" / f"step-{name}__s1.json", ns=(10**18, 10**18 + place))
         return compare(capsys, run)["groups"][0]["iqm"]
 
     of = {name: f"000000001000__{name}" for name in names}
@@ -165,7 +169,34 @@ def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) ->
     assert "catch on Catch has one seed twice: its runs are not independent" in notes
     assert "catch on Catch mixes settings: its runs differ in gamma" in notes
     assert "the runs on Catch have trained for different numbers of frames" in notes
-    assert "3 has not finished: running, 80 frames" in notes
+    assert "3 has not finished: cut off, 80 frames" in notes
+
+
+@pytest.mark.parametrize("status", [None, "running"])
+def test_a_run_is_running_while_its_process_holds_the_folder_and_cut_off_afterwards(
+    status: str | None, tmp_path: Path, capsys
+) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10, state=status or "")
+    if status is None:
+        (run / "status.json").unlink()
+    folder = RunFolder(run, resumed=True)
+    assert "run has not finished: running, 80 frames" in compare(capsys, run)["notes"]
+    folder.release()
+    assert "run has not finished: cut off, 80 frames" in compare(capsys, run)["notes"]
+    assert main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "cut off"
+    RunFolder(run, resumed=True).release()  # looking at it does not keep the folder
+    (run / "status.json").write_text('{"state": "interrupted"}')
+    assert "run has not finished: interrupted, 80 frames" in compare(capsys, run)["notes"]
+
+
+def test_a_reader_that_looks_at_a_folder_does_not_keep_a_run_from_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1.0])
+    with (run / ".lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert not in_use(run)  # one reader is no run to another
+        pool.submit(lambda: (time.sleep(0.01), fcntl.flock(lock, fcntl.LOCK_UN)))
+        RunFolder(run, resumed=True).release()
 
 
 def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
