@@ -65,6 +65,10 @@ class History:
         state = self.status.get("state", "running")
         return "cut off" if state == "running" and not self.in_use else state
 
+    def x_label(self, axis: str) -> str:
+        """Of frames, steps or wall; where there is no emulator a frame is an env step."""
+        return X_LABELS["steps" if axis == "frames" and not self.config.name.is_atari else axis]
+
     @property
     def hardware(self) -> str:
         """Processor or GPU, in words; empty where nobody wrote it down."""

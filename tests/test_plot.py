@@ -97,6 +97,15 @@ def test_x_is_frames_or_env_steps_or_minutes(axis: str, last: float, tmp_path: P
     assert printed_json(capsys)["panels"][0]["groups"][0]["x"] == last
 
 
+@pytest.mark.parametrize(("preset", "label"), [("fast", "emulator frames"), ("catch", "env steps")])
+def test_only_an_atari_game_has_emulator_frames(preset: str, label: str, tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 20, preset=preset)
+    assert main(["plot", str(run), "--ascii"]) == 0
+    assert label in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    assert f">{label}<" in (run / "report.html").read_text()
+
+
 def test_the_score_is_the_mean_of_the_last_hundred_games(tmp_path: Path) -> None:
     (one,) = history.load([str(write_run(tmp_path / "run", list(range(150))))])
     curve = history.score_curve(one, "steps")

@@ -92,7 +92,7 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
     alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
     return Panel(
         title=histories[0].game,
-        xlabel=history.X_LABELS[flags.x],
+        xlabel=histories[0].x_label(flags.x),
         ylabel=ylabel,
         lines=lines,
         levels=history.levels(histories[0].game) if flags.metric == "score" else {},
