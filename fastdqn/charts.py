@@ -24,6 +24,7 @@ class Line(NamedTuple):
     runs: Sequence[Curve]
     mean: Band | None  # None: nothing to average yet
     place: int = 0  # among the groups: its colour and its mark
+    seeds: int = 1  # different ones among the runs
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,20 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
         }
         for game in dict.fromkeys(history.game for history in histories)
     }
+    notes = []
+    for game, some in by_game.items():
+        for label, members in some.items():
+            some[label] = [one for one in members if final_score(one, source) is not None] or members
+            if left_out := len(members) - len(some[label]):
+                runs = f"{left_out} run{'s' * (left_out != 1)}"
+                notes.append(f"{label} on {game}: {runs} without a score left out")
     rows = [
         summary(label, game, members, source=source, reach=reach)
         for game, some in by_game.items()
         for label, members in some.items()
     ]
     overall = aggregate(rows, list(groups))
-    notes = [note for game in by_game for note in verdicts(game, [row for row in rows if row["game"] == game])]
+    notes += [note for game in by_game for note in verdicts(game, [row for row in rows if row["game"] == game])]
     notes += verdicts("all games", overall)
     notes += [note for game, some in by_game.items() for note in doubts(game, some, group)]
     sources = dict.fromkeys(found for row in rows for found in row["score_of"])
@@ -62,7 +69,7 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
 
 
 def summary(label: str, game: str, members: Sequence[History], *, source: str, reach: float | None) -> dict[str, Any]:
-    """One row: a group on one game. Frames, speeds and times are medians over its runs."""
+    """One row: a group on one game. Frames, speeds and times are medians over the same runs as its score."""
     found = [(one, final_score(one, source)) for one in members]
     scored = [(one, score) for one, score in found if score is not None]
     scores = np.array([score.value for _, score in scored], np.float64)

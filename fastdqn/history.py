@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdqn import runs
+from fastdqn import run_folder, runs
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
@@ -33,6 +33,7 @@ class History:
     status: dict[str, Any]
     environment: dict[str, Any]
     evaluations: list[dict[str, Any]]
+    in_use: bool  # by the process that trains it
 
     @property
     def name(self) -> str:
@@ -60,7 +61,13 @@ class History:
 
     @property
     def state(self) -> str:
-        return self.status.get("state", "running")
+        """That of status.json; of a run that wrote no last one before its process ended "cut off"."""
+        state = self.status.get("state", "running")
+        return "cut off" if state == "running" and not self.in_use else state
+
+    def x_label(self, axis: str) -> str:
+        """Of frames, steps or wall; where there is no emulator a frame is an env step."""
+        return X_LABELS["steps" if axis == "frames" and not self.config.name.is_atari else axis]
 
     @property
     def hardware(self) -> str:
@@ -93,13 +100,15 @@ def load(names: Sequence[str]) -> list[History]:
 
 def _read(path: Path) -> History:
     config = Config.load(path / "config.toml")
+    in_use = run_folder.in_use(path)  # before its status: a run that ends in between has finished and is not cut off
     try:
         games, rows = runs.games(path), runs.metrics(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"run={path}: its logs cannot be read ({error}); remove that line, or leave this run out"
         ) from None
-    return History(path, config, games, rows, runs.status(path), runs.environment(path), runs.evaluations(path))
+    status, environment, evaluations = runs.status(path), runs.environment(path), runs.evaluations(path)
+    return History(path, config, games, rows, status, environment, evaluations, in_use)
 
 
 def group_by(histories: Sequence[History], field: str) -> dict[str, list[History]]:
@@ -170,8 +179,8 @@ def final_score(history: History, source: str = "auto") -> Score | None:
 
     Args:
         history: the run.
-        source: "training", "eval", or "auto": the newest evaluation where there is one. Of several evaluations of the
-            same checkpoint the last by protocol's name counts, so that all seeds are judged by the same one.
+        source: "training", "eval", or "auto": the newest evaluation where there is one, which is the last one made of
+            the newest checkpoint that has any.
     """
     if source != "training" and history.evaluations:
         newest = history.evaluations[-1]

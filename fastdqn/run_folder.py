@@ -69,15 +69,32 @@ def _never_ran(path: Path) -> bool:
 def _locked(path: Path) -> IO[str]:
     """Holds the folder for this process until it ends, however it ends: a lock of the kernel, not a file left behind."""
     lock = (path / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        raise ValueError(f"run_dir={path}: in use by process {lock.read().strip() or '?'}; end it first") from None
+    for again in (True, False):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if again:
+                time.sleep(0.05)  # `in_use` holds it for a moment
+                continue
+            lock.seek(0)
+            raise ValueError(f"run_dir={path}: in use by process {lock.read().strip() or '?'}; end it first") from None
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process holds the folder. Writes nothing: the folder may be read-only."""
+    try:
+        with (path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: readers do not take each other for the run
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock: a copy of a run
+        return False
+    return False
 
 
 def replace_text(path: Path, text: str) -> None:

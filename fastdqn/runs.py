@@ -71,14 +71,14 @@ def metrics_row(line: str) -> dict[str, Any]:
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results under eval/, oldest first: by checkpoint step, protocol and time; those that chose an agent before others.
+    """The results under eval/, oldest first: by checkpoint step and time; those that chose an agent before others.
 
-    A file that is no result is left out.
+    By the step first, as a copied folder has the times of its copying. A file that is no result is left out.
     """
     # a name that begins with a dot is a result that is still being written
     files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     results = [result for result in map(_json_object, files) if _is_result(result)]
-    return sorted(results, key=lambda one: (one["checkpoint_step"], one["protocol"], one["seed"] != SELECTION_SEED))
+    return sorted(results, key=lambda one: (one["checkpoint_step"], one["seed"] != SELECTION_SEED))
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What compare says of groups of runs, and what it refuses to say."""
 
+import fcntl
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from run_by_hand import log_row, write_evaluation, write_run
 
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.cli import main
+from fastdqn.run_folder import RunFolder, in_use
 from fastdqn.runs import evaluations
 
 
@@ -67,6 +71,29 @@ def test_games_that_chose_an_agent_do_not_count_where_others_scored_it(tmp_path:
         os.utime(run / "eval" / f"{name}.json", ns=(10**18, 10**18 + len(changes)))
     result.unlink()
     assert [one["score_mean"] for one in evaluations(run)] == [9.0, 5.0, 7.0] and "_time" not in evaluations(run)[0]
+
+
+def test_the_last_evaluation_made_of_the_newest_checkpoint_counts(tmp_path: Path, capsys) -> None:
+    (run,) = seeds(tmp_path, "a", [1])
+    names = {"sticky": 5, "nature": 6, "run": 7}
+    for protocol, mean in names.items():
+        write_evaluation(run, mean, protocol=protocol)
+    write_evaluation(run, 9, step=900)
+
+    def counts(*made: str) -> float:
+        """The score of a run whose evaluations were made in this order."""
+        for place, name in enumerate(made):
+            os.utime(run / "eval" / f"step-{name}__s1.json", ns=(10**18, 10**18 + place))
+        return compare(capsys, run)["groups"][0]["iqm"]
+
+    of = {name: f"000000001000__{name}" for name in names}
+    older = "000000000900__run"  # of `eval --checkpoint best`, or its copy came last
+    assert counts(of["run"], of["sticky"], of["nature"], older) == 6
+    assert counts(older, of["sticky"], of["nature"], of["run"]) == 7
+    assert counts(of["nature"], of["run"], of["sticky"], older) == 5
+    for path in (run / "eval").iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    assert compare(capsys, run)["groups"][0]["iqm"] == 5  # of equal times the last by name
 
 
 def test_the_newest_evaluation_counts_where_there_is_one_and_the_table_says_so(tmp_path: Path, capsys) -> None:
@@ -142,7 +169,34 @@ def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) ->
     assert "catch on Catch has one seed twice: its runs are not independent" in notes
     assert "catch on Catch mixes settings: its runs differ in gamma" in notes
     assert "the runs on Catch have trained for different numbers of frames" in notes
-    assert "3 has not finished: running, 80 frames" in notes
+    assert "3 has not finished: cut off, 80 frames" in notes
+
+
+@pytest.mark.parametrize("status", [None, "running"])
+def test_a_run_is_running_while_its_process_holds_the_folder_and_cut_off_afterwards(
+    status: str | None, tmp_path: Path, capsys
+) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10, state=status or "")
+    if status is None:
+        (run / "status.json").unlink()
+    folder = RunFolder(run, resumed=True)
+    assert "run has not finished: running, 80 frames" in compare(capsys, run)["notes"]
+    folder.release()
+    assert "run has not finished: cut off, 80 frames" in compare(capsys, run)["notes"]
+    assert main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "cut off"
+    RunFolder(run, resumed=True).release()  # looking at it does not keep the folder
+    (run / "status.json").write_text('{"state": "interrupted"}')
+    assert "run has not finished: interrupted, 80 frames" in compare(capsys, run)["notes"]
+
+
+def test_a_reader_that_looks_at_a_folder_does_not_keep_a_run_from_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1.0])
+    with (run / ".lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert not in_use(run)  # one reader is no run to another
+        pool.submit(lambda: (time.sleep(0.01), fcntl.flock(lock, fcntl.LOCK_UN)))
+        RunFolder(run, resumed=True).release()
 
 
 def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
@@ -165,6 +219,19 @@ def test_a_run_without_a_finished_game_has_no_score(tmp_path: Path, capsys) -> N
     (row,) = figures["groups"]
     assert (row["seeds"], row["iqm"], row["frames_per_second"], row["reached"]) == (0, None, None, "0/1")
     assert main(["compare", str(run)]) == 0
+
+
+def test_a_groups_figures_are_of_the_runs_with_a_score_and_the_others_are_counted(tmp_path: Path, capsys) -> None:
+    runs = [write_run(tmp_path / f"{s}", [2.0] * 200, seed=s) for s in (1, 2, 3)]
+    for run in runs[:2]:
+        write_evaluation(run, 5)
+    figures = compare(capsys, *runs[:2], "--score", "eval", "--reach", "2")
+    (runs[2] / "episodes.csv").unlink()  # no game has ended yet
+    runs.append(write_run(tmp_path / "4", [0.0] * 20, seed=3, gamma=0.9))  # and one that is not evaluated
+    (runs[3] / "metrics.jsonl").write_text(json.dumps(log_row(20, 0.0) | {"wall_seconds": 2_000.0}) + "\n")
+    more = compare(capsys, *runs, "--score", "eval", "--reach", "2")
+    assert more["groups"] == figures["groups"] and more["groups"][0]["reached"] == "2/2"
+    assert more["notes"] == ["catch on Catch: 2 runs without a score left out", *figures["notes"]]
 
 
 def test_json_stands_alone_on_stdout_and_a_wrong_run_is_one_line(tmp_path: Path, capsys) -> None:

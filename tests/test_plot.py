@@ -97,6 +97,15 @@ def test_x_is_frames_or_env_steps_or_minutes(axis: str, last: float, tmp_path: P
     assert printed_json(capsys)["panels"][0]["groups"][0]["x"] == last
 
 
+@pytest.mark.parametrize(("preset", "label"), [("fast", "emulator frames"), ("catch", "env steps")])
+def test_only_an_atari_game_has_emulator_frames(preset: str, label: str, tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 20, preset=preset)
+    assert main(["plot", str(run), "--ascii"]) == 0
+    assert label in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    assert f">{label}<" in (run / "report.html").read_text()
+
+
 def test_the_score_is_the_mean_of_the_last_hundred_games(tmp_path: Path) -> None:
     (one,) = history.load([str(write_run(tmp_path / "run", list(range(150))))])
     curve = history.score_curve(one, "steps")
@@ -184,6 +193,30 @@ def test_a_seed_without_a_game_is_not_in_the_mean(tmp_path: Path, capsys) -> Non
     assert main(["plot", *map(str, runs), "--ascii", "--json"]) == 0
     (group,) = printed_json(capsys)["panels"][0]["groups"]
     assert (group["seeds"], group["mean"]) == (1, 4.0)
+
+
+def test_the_mean_of_runs_that_differ_in_length_is_said_with_the_place_where_the_shortest_ends(
+    tmp_path: Path, capsys
+) -> None:
+    one, like, longer = (
+        str(write_run(tmp_path / str(seed), [float(seed)] * games, preset="fast", seed=seed))
+        for seed, games in ((1, 200), (3, 202), (5, 400))
+    )
+    score = "score, mean of the last 100 games is"
+    assert main(["plot", one, like, "--ascii"]) == 0
+    assert f"(mean of 2 seeds): {score} 2 at the end (95 % interval 1 to 3)" in capsys.readouterr().out
+    assert main(["plot", one, longer, "--ascii"]) == 0
+    where = "at 6.40k frames, where the shortest run ends"
+    assert f"(mean of 2 seeds): {score} 3 {where} (95 % interval 1 to 5)" in capsys.readouterr().out
+    assert main(["plot", longer, "--ascii"]) == 0
+    assert f"(1 seed): {score} 5 at the end\n" in capsys.readouterr().out
+
+
+def test_one_seed_twice_is_two_runs_and_not_two_seeds(tmp_path: Path, capsys) -> None:
+    runs = [write_run(tmp_path / str(place), [1.0] * 10, seed=seed) for place, seed in enumerate((1, 1, 2))]
+    assert main(["plot", *map(str, runs), "--ascii", "--json"]) == 0
+    (group,) = printed_json(capsys)["panels"][0]["groups"]
+    assert (group["label"], group["seeds"]) == ("catch (mean of 3 runs)", 2)
 
 
 def test_ascii_draws_the_mean_the_seeds_and_the_levels_where_they_are() -> None:

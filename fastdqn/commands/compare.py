@@ -27,7 +27,7 @@ class Flags:
     group_by: str = "preset"
     """Field of the config by which runs form a group; the runs of a group differ in their seeds."""
     score: Literal["auto", "training", "eval"] = "auto"
-    """training: mean of the last 100 games; eval: the newest evaluation; auto: eval where there is one."""
+    """training: mean of the last 100 games; eval: the last evaluation made of the newest checkpoint evaluated; auto: eval where there is one."""
     reach: float | None = None
     """Also when the mean of the last 100 games of training first got to this score."""
     format: Literal["text", "markdown"] = "text"

@@ -14,6 +14,7 @@ from fastdqn.commands import emit
 from fastdqn.errors import UsageError
 from fastdqn.history import History, load
 from fastdqn.statistics import mean_curve
+from fastdqn.units import count
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ def main(flags: Flags) -> int:
         lines.append(f"plot: {out}")
     figures = {"plot": None if out is None else str(out), "metric": flags.metric, "x": flags.x, "panels": []}
     for panel in panels:
-        ends = [newest(line) for line in panel.lines]
-        figures["panels"].append({"title": panel.title, "groups": ends})
-        lines += [f"{panel.title}: {describe(end, panel.ylabel)}" for end in ends]
+        figures["panels"].append({"title": panel.title, "groups": [newest(line) for line in panel.lines]})
+        lines += [f"{panel.title}: {describe(line, panel)}" for line in panel.lines]
     emit("\n".join(lines), figures, as_json=flags.json)
     return 0
 
@@ -81,18 +81,18 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
 
     lines = []
     for label, members in history.group_by(histories, flags.group_by).items():
-        curves = [found for found in map(curve, members) if len(found.x)]
-        words = (
-            f"{label} (mean of {len(curves)} seeds)"
-            if len(curves) > 1
-            else f"{label} ({len(curves)} seed{'s' * (not curves)})"
-        )
+        found = [(one.config.seed, curve(one)) for one in members]
+        curves = [drawn for _, drawn in found if len(drawn.x)]
+        seeds = len({seed for seed, drawn in found if len(drawn.x)})
+        what = "seed" if seeds == len(curves) else "run"  # one seed twice is no two seeds
+        number = f"{len(curves)} {what}{'s' * (len(curves) != 1)}"
+        words = f"{label} (mean of {number})" if len(curves) > 1 else f"{label} ({number})"
         place = groups.index(label) if len(groups) <= COLOURS else len(lines)  # no two of a panel alike
-        lines.append(Line(words, curves, mean_curve(curves), place))
+        lines.append(Line(words, curves, mean_curve(curves), place, seeds))
     alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
     return Panel(
         title=histories[0].game,
-        xlabel=history.X_LABELS[flags.x],
+        xlabel=histories[0].x_label(flags.x),
         ylabel=ylabel,
         lines=lines,
         levels=history.levels(histories[0].game) if flags.metric == "score" else {},
@@ -115,7 +115,7 @@ def write(panels: Sequence[Panel], out: Path, words: str) -> None:
 def footnote(histories: Sequence[History]) -> str:
     """What the lines mean and on which machines the runs were made."""
     machines = " | ".join(dict.fromkeys(one.hardware for one in histories if one.hardware))
-    thin = "thin: one seed; band: 95 % bootstrap interval of the mean over seeds" if len(histories) > 1 else ""
+    thin = "thin: one run; band: 95 % bootstrap interval of the mean over runs" if len(histories) > 1 else ""
     return "; ".join(words for words in (thin, machines) if words)
 
 
@@ -123,20 +123,25 @@ def newest(line: Line) -> dict[str, Any]:
     """A group's mean at the end of its curve, for programs."""
     mean = line.mean
     if mean is None:
-        return {"label": line.label, "seeds": len(line.runs), "x": None, "mean": None, "ci95": None}
+        return {"label": line.label, "seeds": line.seeds, "x": None, "mean": None, "ci95": None}
     interval = None if mean.low is None or mean.high is None else [float(mean.low[-1]), float(mean.high[-1])]
     return {
         "label": line.label,
-        "seeds": len(line.runs),
+        "seeds": line.seeds,
         "x": float(mean.x[-1]),
         "mean": float(mean.mean[-1]),
         "ci95": interval,
     }
 
 
-def describe(group: dict[str, Any], what: str) -> str:
-    """That, in words."""
+def describe(line: Line, panel: Panel) -> str:
+    """That, in words; of runs that differ in length also where it is."""
+    group = newest(line)
     if group["mean"] is None:
-        return f"{group['label']}: nothing to draw yet"
+        return f"{line.label}: nothing to draw yet"
     interval = "" if group["ci95"] is None else " (95 % interval {:.4g} to {:.4g})".format(*group["ci95"])
-    return f"{group['label']}: {what} is {group['mean']:.4g} at the end{interval}"
+    ends = [curve.x[-1] for curve in line.runs]
+    where = "the end"
+    if max(ends) > 1.02 * min(ends):  # the last games of runs of one length do not end at one frame
+        where = f"{count(group['x'])} {panel.xlabel.removeprefix('emulator ')}, where the shortest run ends"
+    return f"{line.label}: {panel.ylabel} is {group['mean']:.4g} at {where}{interval}"

@@ -111,7 +111,7 @@ def curves(history: History) -> list[tuple[str, str]]:
     """SVG and caption: the score, then what CURVES names and the run has logged."""
 
     def drawn(curve: Curve, ylabel: str, axis: str, levels: dict[str, float]) -> tuple[str, str]:
-        panel = Panel("", past.X_LABELS[axis], ylabel, [Line("", [curve], mean_curve([curve]))], levels)
+        panel = Panel("", history.x_label(axis), ylabel, [Line("", [curve], mean_curve([curve]))], levels)
         found = limits(panel)
         return svg_chart(panel), "; ".join([ylabel, *(legend_levels(panel, found) if found else [])])
 
