@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastdqn import __version__
 from fastdqn.arguments import parse, train_config
@@ -74,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refuse_several_runs(command: str, words: list[str]) -> None:
     """For what a shell makes of runs/Breakout* once there are two."""
-    begun = {word: config.stat().st_mtime for word in words if (config := Path(word, "config.toml")).is_file()}
+    begun = {
+        word: os.path.getmtime(path) for word in words if os.path.isfile(path := os.path.join(word, "config.toml"))
+    }
     if len(begun) > 1:
         newest = max(begun, key=lambda word: begun[word])
         raise UsageError(f"run: {command} takes one, here are {len(begun)}; use the newest, {newest}, or another")

@@ -98,7 +98,7 @@ def test_the_run_that_the_others_damage_is_resumed_to_its_end(run: Path) -> None
         ([*TRAIN, "--run-dir", "/dev/null/run"], "run_dir=/dev/null/run: Not a directory; name a folder"),
         ([*TRAIN, "--run-dir", "y" * 300], "File name too long"),
         (["eval", "RUN", "--threads", "99999999999"], "threads=99999999999: give a number from 1 to 1024"),
-        (["eval", "RUN", "--seed", str(2**63)], f"seed={2**63}: give a whole number"),
+        (["eval", "RUN", "--seed", str(2**63)], f"seed={2**63}: give a number from 0 to"),
         (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "output=/proc/nothing/a.pt2: no such folder; make it first"),
     ],
 )
