@@ -224,7 +224,9 @@ def starts_or_names_the_file(run: Path, terminal: TextIO, command: str, changes:
         path.write_bytes(sound)
     # only what depends on the machine, the run's progress or the task is not the file's
     assert (
-        not line or str(path) in line or re.match(r"error: (run|device|precision|cuda_graphs|replay_capacity|env|max_\w+)=", line)
+        not line
+        or str(path) in line
+        or re.match(r"error: (run|device|precision|cuda_graphs|replay_capacity|env|max_\w+)=", line)
     ), line
 
 

@@ -172,8 +172,8 @@ def test_a_terminal_that_goes_away_ends_a_run_saved_unless_nohup_said_otherwise(
                 assert process.poll() is None
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=30)
     finally:
         process.kill()  # where the test fails
-    assert process.returncode == (143 if ignored else 129)
+    assert process.returncode == (143 if ignored else 129), out.decode()
     assert checkpoint.load(run / "checkpoints").step > 0
