@@ -78,9 +78,9 @@ class StopRequest:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._previous.clear()
+        for number in SIGNALS:  # one by one: amid this a second signal may come here too
+            if (handler := self._previous.pop(number, None)) is not None:
+                signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _watch(self, reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as pipe:

@@ -123,6 +123,27 @@ def test_a_request_is_remembered_answered_and_leaves_the_handlers_as_they_were()
     assert signal.getsignal(signal.SIGTERM) == before and signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_second_hangup_amid_the_first_ones_handler_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs it between any two instructions of the first one's."""
+    before, set_handler, nested = signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal, []
+    with StopRequest() as stop:
+
+        def interrupted(number, handler):
+            result = set_handler(number, handler)
+            if not nested:
+                nested.append(number)
+                stop._remember(signal.SIGHUP, None)
+            return result
+
+        monkeypatch.setattr(signal, "signal", interrupted)
+        stop._remember(signal.SIGHUP, None)
+        monkeypatch.undo()
+        assert nested and stop.requested and stop.exit_code == 129
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_a_loop_that_shows_life_or_saves_is_waited_for_and_a_stuck_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     stop = StopRequest(grace_seconds=0.1)
