@@ -1,7 +1,7 @@
 """Words of a command line -> a flags dataclass: presets first, then flags; counts in human units."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,9 @@ def train_config(argv: list[str], *, prog: str, purpose: str | None = None) -> C
         UsageError: no such preset.
         SystemExit: a wrong flag; the parser has said which.
     """
-    return parse(Config, argv, default=load_preset(preset_of(argv)), prog=prog, purpose=purpose)
+    preset = load_preset(preset_of(argv))
+    config = parse(Config, argv, default=preset, prog=prog, purpose=purpose)
+    return replace(config, preset=preset.preset)  # a file's settings have a name, which is not its path
 
 
 def preset_of(argv: list[str]) -> str:

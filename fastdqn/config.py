@@ -27,7 +27,7 @@ class Config:
     env: str = "Breakout"
     """Game or task in any spelling: Breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5 (sticky), CartPole-v1."""
     preset: str = "fast"
-    """Named set of defaults that flags override; fastdqn presets lists them."""
+    """Named set of defaults that flags override; fastdqn presets lists them. Or a TOML file, also a run's config.toml."""
     num_envs: int = 64
     """Games played at once [N]. Changes speed, not the algorithm."""
     total_frames: int = 40_000_000
@@ -339,15 +339,7 @@ class Config:
         Raises:
             UsageError: unreadable, not TOML, a key or type that a Config does not have, or what `resolved` refuses.
         """
-        try:
-            with Path(path).open("rb") as file:
-                data = file.read(_FILE_LIMIT + 1)
-            text = data.decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read ({error}); name a run's config.toml") from None
-        if len(data) > _FILE_LIMIT:
-            raise UsageError(f"{path}: has more than {_FILE_LIMIT:,} bytes; name a run's config.toml")
-        config = cls().updated(_parse(text, str(path)), str(path))
+        config = cls().updated(_parse(_read(path, str(path)), str(path)), str(path))
         try:
             config.resolved(loaded=True)
         except UsageError as error:
@@ -454,21 +446,42 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> Config:
-    """The defaults with a preset's values put in.
+    """The defaults with a preset's values put in; a name that ends in .toml is a file, one's own or a run's config.toml.
+
+    A file's settings are called as the file is, unless it says whose they are, as a config.toml does.
 
     Raises:
-        UsageError: no such preset; names the nearest ones.
+        UsageError: no such preset; names the nearest ones. Or a file that is not one, or has a preset's name.
     """
-    return Config(preset=name).updated(_parse(preset_text(name), f"preset {name}"), f"preset {name}")
+    called, source = name, f"preset {name}"
+    if name.endswith(".toml"):
+        called, source = Path(name).stem, name
+        if called in preset_names():
+            raise UsageError(f"preset={name}: {called} is a preset that ships with fastdqn; give the file another name")
+    return Config(preset=called).updated(_parse(preset_text(name), source), source)
 
 
 def preset_text(name: str) -> str:
     """A preset's TOML. Raises as `load_preset`."""
     names = preset_names()
+    if name.endswith(".toml"):
+        return _read(Path(name), f"preset={name}")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise UsageError(f"preset={name}: no such preset; the nearest are {', '.join(near)}")
     return (resources.files("fastdqn") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _read(path: Path, source: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_FILE_LIMIT + 1)
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source}: cannot be read ({error}); name a run's config.toml, or a file like it") from None
+    if len(data) > _FILE_LIMIT:
+        raise UsageError(f"{source}: has more than {_FILE_LIMIT:,} bytes; name a run's config.toml, or a file like it")
+    return text
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fastdqn.arguments import train_config
 from fastdqn.config import Config, load_preset, preset_names
 from fastdqn.errors import UsageError
 
@@ -152,3 +153,34 @@ def test_a_run_too_short_for_what_it_asks_for_is_told(changes: dict[str, Any], s
 @pytest.mark.parametrize(("frame_skip", "cap"), [(1, 108_000), (4, 27_000), (5, 21_600)])
 def test_a_game_is_cut_after_half_an_hour_of_play_at_every_frame_skip(frame_skip: int, cap: int) -> None:
     assert replace(Config(), frame_skip=frame_skip).resolved()[0].max_episode_steps == cap
+
+
+def test_a_file_of_settings_is_a_preset(tmp_path: Path) -> None:
+    """One's own, called as the file is, with flags on top; and a run's config.toml, which says whose settings it has."""
+    mine, run = tmp_path / "slow-start.toml", tmp_path / "config.toml"
+    mine.write_text("# mine\nlearning_starts = 50_000\ndueling = true\n")
+    config = train_config(["--preset", str(mine), "--no-dueling", "--seed=7"], prog="fastdqn train")
+    assert config == replace(Config(), preset="slow-start", learning_starts=50_000, seed=7)
+    resolved, _ = replace(load_preset("rainbow"), env="Pong", seed=3).resolved()
+    run.write_text(resolved.to_toml())
+    assert train_config([f"--preset={run}"], prog="fastdqn train") == resolved
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "refusal"),
+    [
+        ("none.toml", None, r"preset=.*none\.toml: cannot be read .*No such file"),
+        ("fast.toml", "seed = 2\n", r"preset=.*fast\.toml: fast is a preset that ships with fastdqn; .*another name"),
+        ("mine.toml", "sede = 2\n", r"mine\.toml: unknown field sede; did you mean seed"),
+        ("mine.toml", "seed = [\n", r"mine\.toml: not TOML"),
+        ("mine.toml", f"env = '{'x' * 20_000}'\n", r"preset=.*mine\.toml: has more than 16,384 bytes"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_refused_in_one_line(
+    tmp_path: Path, name: str, text: str | None, refusal: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=refusal) as refused:
+        load_preset(str(tmp_path / name))
+    assert "\n" not in str(refused.value)

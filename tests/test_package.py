@@ -2,9 +2,11 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_runs import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdqn"
@@ -137,3 +139,16 @@ def test_continuous_integration_runs_the_readmes_own_test_command() -> None:
 def test_torch_is_pinned_without_a_local_suffix() -> None:
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     assert "torch==2.13.0" in pins
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, but for a preset that ends within seconds."""
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.+?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastdqn.config.load_preset", lambda name: replace(TINY, preset=name, total_frames=2_400))
+    names: dict[str, object] = {}
+    exec(block, names)
+    run = names["run"]
+    assert isinstance(run, Path) and (tmp_path / run / "status.json").is_file()
+    assert len(list((tmp_path / run / "eval").iterdir())) == 1

@@ -39,6 +39,16 @@ def dry_run(capsys: pytest.CaptureFixture, *argv: str | Path) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+def test_a_sweep_over_a_file_of_settings_names_it_by_its_whole_path(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A trial may run in another folder, or on another machine that shares the disk."""
+    (tmp_path / "mine.toml").write_text("n_step = 5\n")
+    monkeypatch.chdir(tmp_path)
+    (row,) = dry_run(capsys, "--envs", "Pong", "--presets", "mine.toml", "--seeds", "1", "-o", "out")["trials"]
+    assert row["trial"] == "Pong__mine__s1"
+    config = train_config(shlex.split(row["command"])[2:], prog="fastdqn train")
+    assert config.n_step == 5 and str(tmp_path / "mine.toml") in row["command"]
+
+
 def test_the_standard_sets_have_their_sizes_and_hold_each_other() -> None:
     sets = {name: set(games) for name, games in GAME_SETS.items()}
     assert [len(GAME_SETS[name]) for name in ("atari5", "atari10", "atari26", "atari57")] == [5, 10, 26, 57]

@@ -14,7 +14,7 @@ from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS
 from fastdqn.commands import emit
 from fastdqn.commands.compare import table, text
-from fastdqn.config import NOT_LEARNING, Config
+from fastdqn.config import NOT_LEARNING, Config, load_preset
 from fastdqn.errors import UsageError
 from fastdqn.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
@@ -35,7 +35,7 @@ class Flags:
     train: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Behind a --: flags of train, the same for all."""
     presets: str = "fast"
-    """Presets, with commas."""
+    """Presets, or TOML files of settings, with commas."""
     seeds: int = 3
     """Each game and preset with the seeds 1 to this."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/sweep"
@@ -148,6 +148,12 @@ def split(text: str, field: str) -> list[str]:
     return names
 
 
+def preset_word(config: Config, flags: Flags) -> str:
+    """How the sweep's words name the preset of this trial; a file by its whole path, for a trial may run elsewhere."""
+    word = next(word for word in split(flags.presets, "presets") if load_preset(word).preset == config.preset)
+    return str(Path(word).absolute()) if word.endswith(".toml") else word
+
+
 def shares(trials: int, cores: int, gpus: int, flags: Flags) -> Share:
     """Cores and GPUs for each of so many trials on a machine, or as told for a cluster.
 
@@ -187,7 +193,7 @@ def trial(config: Config, share: Share, flags: Flags) -> Trial:
     from fastdqn import hardware
 
     command = [
-        "train", "--env", config.env, "--preset", config.preset, "--seed", str(config.seed),
+        "train", "--env", config.env, "--preset", preset_word(config, flags), "--seed", str(config.seed),
         "--run-dir", config.run_dir, "--ui", "plain", *flags.train,
     ]  # fmt: skip
     device = ("cuda" if share.gpus else "cpu") if config.device == "auto" else config.device
