@@ -14,7 +14,7 @@ from fastdqn.envs import VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.learner import Learner
 from fastdqn.memory import keep_freed_memory
-from fastdqn.networks import QNetwork
+from fastdqn.networks import QNetwork, he_init
 from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
@@ -98,7 +98,10 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     )
     torch.manual_seed(config.seed)
     own = replace(config, seed=ranks.seed(config.seed))
-    network = make_network(own, obs_shape, envs.num_actions, dtype).to(device)
+    network = make_network(own, obs_shape, envs.num_actions, dtype)
+    if config.weight_init == "he":
+        he_init(network)
+    network = network.to(device)
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())
     staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
