@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdqn import encoders, rng
 from fastdqn.encoders import fold_blocks, fold_weight, nature
 from fastdqn.layers import LayerNorm, NoisyLinear, SpectralConv2d
-from fastdqn.networks import QNetwork
+from fastdqn.networks import QNetwork, he_init
 
 
 def screens(*shape: int) -> Tensor:
@@ -306,3 +306,44 @@ def test_quantiles_of_one_state_share_its_noise() -> None:
     value, _ = network.predict(vectors(3, 5), draw(1))
     assert torch.allclose(value, value[:, :, :1].expand_as(value), atol=1e-6)
     assert not torch.allclose(value[0], value[1])
+
+
+def test_he_draws_the_layers_before_a_relu_with_variance_two_over_their_inputs() -> None:
+    torch.manual_seed(0)
+    network = QNetwork((4, 84, 84), 4, head="iqn", dueling=True)
+    outputs = [stream.out.weight.clone() for stream in (network.advantage, network.value) if stream is not None]
+    he_init(network)
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    assert len(layers) == 3 + 2 * 2 + 1  # convolutions, two streams, the embedding
+    for name, layer in layers.items():
+        assert layer.bias is not None and not layer.bias.any(), name
+        if not name.endswith("out"):
+            std, mean = layer.weight.std().item(), layer.weight.mean().item()
+            assert std == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.04) and abs(mean) < 0.1 * std, name
+    for weight, stream in zip(outputs, (network.advantage, network.value), strict=True):
+        assert stream is not None and torch.equal(stream.out.weight, weight)
+
+
+def test_he_leaves_noisy_and_spectral_layers_their_own_weights() -> None:
+    network = QNetwork((4, 84, 84), 4, encoder="impala", spectral_norm=True, noisy=0.5)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    he_init(network)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"encoder.{stage}.{part}" for stage in (0, 4, 8) for part in ("weight", "bias")}
+
+
+def test_he_lets_the_network_tell_states_apart_from_the_start() -> None:
+    """Screens that differ in a few pixels, as those of Pong do: torch's own weights make Q nearly one for all of them."""
+    background = screens(1, 4, 84, 84) // 4 + 60
+    obs = background.repeat(64, 1, 1, 1)
+    for row in range(64):
+        obs[row, :, row : row + 4, 40:44] = 236
+    spreads = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        network = QNetwork((4, 84, 84), 6)
+        with torch.no_grad():
+            spreads.append([float(network(obs).amax(dim=1).std())])
+            he_init(network)
+            spreads[-1].append(float(network(obs).amax(dim=1).std()))
+    assert all(he > 15 * plain for plain, he in spreads), spreads

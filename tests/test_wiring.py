@@ -69,6 +69,14 @@ def test_every_setting_of_a_network_reaches_it() -> None:
     assert plain.value is None and not kinds["LayerNorm"] + kinds["NoisyLinear"] + kinds["SpectralConv2d"]
 
 
+def test_the_first_weights_are_the_asked_ones_and_of_the_target_too() -> None:
+    for weight_init, bound in (("he", 0.0), ("torch", 1 / 16)):
+        learner = built(replace(BREAKOUT, weight_init=weight_init)).learner
+        for network in (learner.online, learner.target):
+            bias = network.encoder[0].bias.abs().max()
+            assert float(bias) == pytest.approx(bound, rel=0.2)
+
+
 @pytest.mark.parametrize("centered", [False, True])
 def test_every_setting_of_rmsprop_and_of_munchausen_reaches_the_learner(centered: bool) -> None:
     config = replace(
