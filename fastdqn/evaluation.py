@@ -26,7 +26,6 @@ from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_network, make_screen, resolve_device
 from fastdqn.player import Player
-from fastdqn.preflight import obs_shape_of
 from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
 from fastdqn.statistics import bootstrap_interval
@@ -240,7 +239,7 @@ class Agent(NamedTuple):
     config: Config
     rules: Protocol
     saved: Checkpoint
-    screen: Screen | None
+    screen: Screen
     envs: VectorEnv
     network: QNetwork
     player: Player
@@ -276,7 +275,7 @@ def set_up(
     torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
     envs = VectorEnv(
         config.env,
-        **({} if screen is None else screen.asked()),
+        **screen.asked(),
         num_envs=num_envs,
         seed=seed,
         role="eval",
@@ -307,13 +306,13 @@ def set_up(
     return Agent(config, rules, saved, screen, envs, network, player, where)
 
 
-def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
+def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen) -> QNetwork:
     """The trained network, on the CPU.
 
     Raises:
         CheckpointError: it is not the one that the config describes.
     """
-    obs_shape = obs_shape_of(config, screen)
+    obs_shape = screen.obs_shape(config.frame_stack)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):
         raise CheckpointError(

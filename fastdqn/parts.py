@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastdqn import hardware, preflight
-from fastdqn.atari import num_actions
+from fastdqn.atari import num_actions, vector_size
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
@@ -44,7 +44,7 @@ class Parts:
 
     device: torch.device
     threads: "Threads"
-    screen: Screen | None
+    screen: Screen
     envs: VectorEnv
     obs_shape: tuple[int, ...]  # of one observation, stacked
     fire_action: int | None  # pressed after a lost life
@@ -77,16 +77,15 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     # a debugging aid that costs a kernel per new tensor
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
     screen = make_screen(config, device)
-    frame_shape, frame_dtype = preflight.row_of(config, screen)
-    obs_shape = preflight.obs_shape_of(config, screen)
+    obs_shape = screen.obs_shape(config.frame_stack)
     network = meta_network(config, screen, dtype)
     memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
     envs = make_envs(config, screen, threads.env, epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
-        obs_shape=frame_shape,
-        obs_dtype=frame_dtype,
+        obs_shape=screen.frame_shape,
+        obs_dtype=screen.dtype,
         stack=config.frame_stack,
         n_step=config.n_step,
         gamma=config.gamma,
@@ -101,16 +100,16 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     network = make_network(own, obs_shape, envs.num_actions, dtype).to(device)
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())
-    staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
+    staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=screen.dtype, device=device)
     fire_action = None if config.fire_after_life_loss == "off" else envs.fire_action
     return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging, memory)
 
 
-def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: int, first_env: int) -> VectorEnv:
+def make_envs(config: Config, screen: Screen, num_threads: int, epoch: int, first_env: int) -> VectorEnv:
     """The games of an epoch: their seeds are hashed from the run's seed, the epoch and their number in the job."""
     return VectorEnv(
         config.env,
-        **({} if screen is None else screen.asked()),
+        **screen.asked(),
         num_envs=config.num_envs,
         seed=config.seed,
         epoch=epoch,
@@ -169,10 +168,11 @@ def resolve_compile(config: Config, device: torch.device, notes: list[str]) -> b
     return config.compile
 
 
-def make_screen(config: Config, device: torch.device) -> Screen | None:
-    """How the game's picture reaches the ring; None for a task without one."""
+def make_screen(config: Config, device: torch.device) -> Screen:
+    """How observations reach the ring."""
     if not config.name.is_atari:
-        return None
+        vector = (vector_size(config.name.canonical),)
+        return Screen(vector, vector, torch.float32)
     on_device = config.resize == "device" or (config.resize == "auto" and device.type == "cuda")
     return screen_of(config.observation, resize_on_device=on_device, device=device)
 
@@ -201,11 +201,11 @@ def make_network(
     )
 
 
-def meta_network(config: Config, screen: Screen | None, compute_dtype: torch.dtype) -> QNetwork:
+def meta_network(config: Config, screen: Screen, compute_dtype: torch.dtype) -> QNetwork:
     """The network of a resolved config without its memory, for the preflight to measure."""
     actions = num_actions(config.name, full_action_set=config.full_action_set)
     with torch.device("meta"):
-        return make_network(config, preflight.obs_shape_of(config, screen), actions, compute_dtype)
+        return make_network(config, screen.obs_shape(config.frame_stack), actions, compute_dtype)
 
 
 def make_optimizer(config: Config, network: QNetwork, device: torch.device) -> torch.optim.Optimizer:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fastdqn import atari, footprint, hardware
+from fastdqn import footprint, hardware
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.errors import UsageError
@@ -15,34 +15,14 @@ from fastdqn.screens import Screen
 from fastdqn.units import size
 
 
-def row_of(config: Config, screen: Screen | None) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of what the ring stores of an observation."""
-    if screen is None:
-        return (atari.vector_size(config.name.canonical),), torch.float32
-    return screen.frame_shape, torch.uint8
-
-
-def bytes_per_row(config: Config, screen: Screen | None) -> int:
-    """Bytes of one row of the ring."""
-    return row_bytes(*row_of(config, screen), prioritized=config.prioritized)
-
-
-def obs_shape_of(config: Config, screen: Screen | None) -> tuple[int, ...]:
-    """Shape of one observation: frames are stacked, vectors are not."""
-    shape, _ = row_of(config, screen)
-    return shape if screen is None else (config.frame_stack, *shape)
-
-
 def needs_of(
-    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool
+    config: Config, device: torch.device, screen: Screen, network: QNetwork, *, compile: bool
 ) -> list[Need]:
     """The table of `footprint` for the run of a resolved config. `network` is of its shape, on the meta device."""
     is_atari, cuda = config.name.is_atari, device.type == "cuda"
-    shape, dtype = row_of(config, screen)
-    ring = required_bytes(config.replay_capacity, config.num_envs, bytes_per_row(config, screen))
-    seen = shape if screen is None else (*screen.image_size, 1 if screen.grayscale else 3)
-    obs_shape = obs_shape_of(config, screen)
-    obs_bytes, screen_bytes = math.prod(obs_shape) * dtype.itemsize, math.prod(seen) * dtype.itemsize
+    per_row = row_bytes(screen.frame_shape, screen.dtype, prioritized=config.prioritized)
+    obs_shape = screen.obs_shape(config.frame_stack)
+    obs_bytes, seen_bytes = (math.prod(shape) * screen.dtype.itemsize for shape in (obs_shape, screen.seen_shape))
     N, B = config.batch_size, config.num_envs if config.deterministic else max(config.num_envs // 2, 1)
     forward = footprint.forward_bytes(network, obs_shape)
     activations = max(N * (7 * obs_bytes + 3 * forward) // 2, B * (2 * obs_bytes + forward))
@@ -57,12 +37,12 @@ def needs_of(
     compilers = 0 if cuda or not compile else min(hardware.cores(), footprint.COMPILERS)
     compiling = footprint.COMPILE_BYTES if compile else footprint.EAGER_BYTES
     table = [
-        Need("ring", ring, True),
+        Need("ring", required_bytes(config.replay_capacity, config.num_envs, per_row), True),
         Need("model", 4 * P * copies + casts, True),
         Need("activations", activations, True),
         Need("graphs", activations + kept + footprint.CUDA_WORKSPACE_BYTES if cuda else 0, True),
-        Need("staging", B * (screen_bytes + 16) * (2 if cuda else 1)),
-        Need("games", config.num_envs * (game + footprint.SCREENS * screen_bytes)),
+        Need("staging", B * (seen_bytes + 16) * (2 if cuda else 1)),
+        Need("games", config.num_envs * (game + footprint.SCREENS * seen_bytes)),
         Need("saving", kept + 4 * P * moments + chunk),
         Need("compile", footprint.CUDA_HOST_BYTES if cuda else compiling),
         Need("compilers", footprint.COMPILER_BYTES * compilers),
@@ -82,7 +62,7 @@ def rest_of(table: list[Need], device: torch.device) -> int:
 
 
 def check(
-    config: Config, device: torch.device, screen: Screen | None, network: QNetwork, *, compile: bool, ranks: Ranks
+    config: Config, device: torch.device, screen: Screen, network: QNetwork, *, compile: bool, ranks: Ranks
 ) -> str:
     """One rank's parts and what is free for it, in one line, if all of them fit. `config` is the whole job's.
 
@@ -101,7 +81,7 @@ def check(
     check_fits(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
-        per_row=bytes_per_row(config, screen),
+        per_row=row_bytes(screen.frame_shape, screen.dtype, prioritized=config.prioritized),
         device=device,
         reserve_bytes=beside,
         ranks=ranks.size,

@@ -86,7 +86,7 @@ class Run:
         with refused_in_one_line(config.run_dir):  # compiles
             self.pipeline = Pipeline(
                 self.learner, self.ring, self.staging, batch_size=config.batch_size // self.ranks.size,
-                fire_action=self.fire_action, preprocess=None if self.screen is None else self.screen.preprocess,
+                fire_action=self.fire_action, preprocess=self.screen.preprocess,
                 act_threads=self.threads.act, learn_threads=self.threads.learn, ranks=self.ranks,
                 capture=config.cuda_graphs,
             )  # fmt: skip

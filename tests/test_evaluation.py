@@ -205,7 +205,7 @@ def recorded_play(quota: list[int], *, cap: int, fire: bool) -> tuple[RecordedEn
     )
     network = RecordedNetwork(envs.num_actions)
     player = Player(network, envs, frame_stack=4, epsilon=0.9, fire_after_life_loss=fire, seed=3,
-                    device=torch.device("cpu"), screen=Screen((84, 84), True, (84, 84), None, ""))  # fmt: skip
+                    device=torch.device("cpu"), screen=Screen((84, 84), (84, 84)))  # fmt: skip
     return envs, network, play(player, envs, np.array(quota))
 
 

@@ -210,7 +210,7 @@ def largest_ring(free: int) -> tuple[int, int]:
     screen = screen_of(config.observation, resize_on_device=device.type == "cuda", device=device)
     dtype = torch.bfloat16 if hardware.has_bf16(device) else torch.float32
     with torch.device("meta"):
-        network = QNetwork(preflight.obs_shape_of(config, screen), num_actions(config.name), compute_dtype=dtype)
+        network = QNetwork(screen.obs_shape(config.frame_stack), num_actions(config.name), compute_dtype=dtype)
     rest = preflight.rest_of(preflight.needs_of(config, device, screen, network, compile=True), device)
     return largest_capacity(free - rest, config.num_envs, row_bytes(FRAME, torch.uint8)), rest
 
