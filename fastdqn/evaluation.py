@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from fastdqn.config import Config, check_range
 from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
-from fastdqn.parts import make_network, make_screen, resolve_device
+from fastdqn.parts import make_envs, make_network, make_screen, resolve_device
 from fastdqn.player import Player
 from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
@@ -273,21 +274,16 @@ def set_up(
     if threads > 0:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
-    envs = VectorEnv(
-        config.env,
-        **screen.asked(),
+    playing = replace(
+        config,
         num_envs=num_envs,
         seed=seed,
-        role="eval",
-        synchronous=True,
+        deterministic=True,
         sticky_actions=rules.sticky_actions,
-        full_action_set=config.full_action_set,
         noop_max=rules.noop_max,
         max_episode_steps=rules.max_episode_steps,
-        frame_skip=config.frame_skip,
-        num_threads=threads,
-        render=render,
     )
+    envs = make_envs(playing, screen, threads, role="eval", render=render)
     try:
         network = network_of(saved, config, envs, screen).to(where)
         player = Player(

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -80,7 +80,7 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     obs_shape = screen.obs_shape(config.frame_stack)
     network = meta_network(config, screen, dtype)
     memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
-    envs = make_envs(config, screen, threads.env, epoch, first_env=ranks.rank * config.num_envs)
+    envs = make_envs(config, screen, threads.env, epoch=epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
@@ -105,15 +105,14 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging, memory)
 
 
-def make_envs(config: Config, screen: Screen, num_threads: int, epoch: int, first_env: int) -> VectorEnv:
-    """The games of an epoch: their seeds are hashed from the run's seed, the epoch and their number in the job."""
+def make_envs(config: Config, screen: Screen, num_threads: int, **options: Any) -> VectorEnv:
+    """The games of a config; `options` are `VectorEnv`'s: role, epoch, first_env, render."""
     return VectorEnv(
         config.env,
         **screen.asked(),
+        **options,
         num_envs=config.num_envs,
         seed=config.seed,
-        epoch=epoch,
-        first_env=first_env,
         synchronous=config.deterministic,
         num_threads=num_threads,
         sticky_actions=config.sticky_actions or 0.0,

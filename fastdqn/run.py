@@ -152,7 +152,7 @@ class Run:
         self.envs.close()
         config = self.config.share(self.ranks.size)
         first_env = self.ranks.rank * config.num_envs
-        self.envs = make_envs(config, self.screen, self.threads.env, self.epoch, first_env)
+        self.envs = make_envs(config, self.screen, self.threads.env, epoch=self.epoch, first_env=first_env)
         self.envs.on_stall = self.save_now
         self.ring.seam()
         self.envs.start()
