@@ -25,7 +25,7 @@ from fastdqn.config import Config, check_range
 from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
-from fastdqn.parts import make_envs, make_network, make_screen, resolve_device
+from fastdqn.parts import make_envs, make_network, make_screen
 from fastdqn.player import Player
 from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
@@ -266,7 +266,7 @@ def set_up(
     check_range("seed", seed)
     config = config_of(run)
     rules = protocol_of(protocol, config, epsilon)
-    where = resolve_device(device)
+    where = hardware.resolve_device(device)
     if which == "best" and not (run / "best").exists():
         raise UsageError("checkpoint=best: this run kept none; `fastdqn eval --keep-best` or --eval-period-frames does")
     saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))

@@ -20,24 +20,6 @@ from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu or cuda -> a device that exists; of several ranks on a machine each has a GPU of its own."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UsageError(
-            f"nproc-per-node: rank {local_rank} finds {torch.cuda.device_count()} GPUs; start one process for each"
-        )
-    if local_rank == 0:
-        return torch.device("cuda")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
 @dataclass(frozen=True)
 class Parts:
     """What a training run is made of, before its pipeline is compiled."""
@@ -61,7 +43,7 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
     """
     whole, config = config, config.share(ranks.size)
-    device = resolve_device(config.device, ranks.local_rank)
+    device = hardware.resolve_device(config.device, ranks.local_rank)
     if not config.cuda_graphs and device.type != "cuda":
         raise UsageError("cuda_graphs=False: only CUDA has them; leave it out")
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
