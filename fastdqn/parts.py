@@ -158,28 +158,21 @@ def make_screen(config: Config, device: torch.device) -> Screen:
     return screen_of(config.observation, resize_on_device=on_device, device=device)
 
 
+# all that a network is made of, besides the shapes it meets: what an exported one is built from again
+NETWORK_FIELDS = (
+    "encoder", "impala_width", "layer_norm", "spectral_norm", "hidden_size", "head", "num_atoms", "value_limit",
+    "num_quantiles", "num_acting_quantiles", "dueling", "noisy", "noisy_sigma", "seed",
+)  # fmt: skip
+
+
 def make_network(
     config: Config, obs_shape: tuple[int, ...], num_actions: int, compute_dtype: torch.dtype = torch.float32
 ) -> QNetwork:
     """The network of a resolved config, on the CPU."""
-    return QNetwork(
-        obs_shape,
-        num_actions,
-        encoder=config.encoder,
-        impala_width=config.impala_width,
-        layer_norm=config.layer_norm,
-        spectral_norm=config.spectral_norm and config.encoder == "impala",
-        hidden_size=config.hidden_size,
-        head=config.head,
-        num_atoms=config.num_atoms,
-        value_limit=config.value_limit,
-        num_quantiles=config.num_quantiles,
-        num_acting_quantiles=config.num_acting_quantiles,
-        dueling=config.dueling,
-        noisy=config.noisy_sigma if config.noisy else 0.0,
-        seed=config.seed,
-        compute_dtype=compute_dtype,
-    )
+    fields = {field: getattr(config, field) for field in NETWORK_FIELDS}
+    sigma = fields.pop("noisy_sigma")
+    fields["noisy"] = sigma if config.noisy else 0.0
+    return QNetwork(obs_shape, num_actions, **fields, compute_dtype=compute_dtype)
 
 
 def meta_network(config: Config, screen: Screen, compute_dtype: torch.dtype) -> QNetwork:
