@@ -276,16 +276,11 @@ class Run:
         if not self.ranks.first:
             return
         state = {
-            **asdict(self.clock),
-            "frames": self.frames,
+            **self.figures(),
             "obs_shape": list(self.obs_shape),
             "num_actions": self.envs.num_actions,
-            "score_mean_100": self.episodes.score_mean_100,
             "epoch": self.epoch,
-            "episodes": self.episodes.episodes,
             "last_100": list(self.episodes.last_100),
-            "wall_seconds": self.wall_seconds,
-            "phase_seconds": dict(self.phase.seconds),
         }
         self._logs.write_games()  # first: a run that goes on from here has all games before it
         large = self.ring.stored() if self._saves_replay else None
@@ -332,24 +327,29 @@ class Run:
         self._eval_waits = False
         self.periodic_eval.start()
 
+    def figures(self) -> dict[str, Any]:
+        """What the run has done so far: in its checkpoints and in its summary."""
+        return {
+            **asdict(self.clock),
+            "frames": self.frames,
+            "episodes": self.episodes.episodes,
+            "score_mean_100": self.episodes.score_mean_100,
+            "wall_seconds": self.wall_seconds,
+            "phase_seconds": dict(self.phase.seconds),
+        }
+
     def summary(self) -> dict[str, Any]:
-        """The figures of the run so far."""
-        seconds = self.wall_seconds
+        """The run and its figures so far."""
+        figures = self.figures()
+        seconds = figures["wall_seconds"]
         return {
             "run_dir": str(self.folder.path),
             "env": self.envs.env,
             "preset": self.config.preset,
             "seed": self.config.seed,
-            "frames": self.frames,
-            "env_steps": self.clock.env_steps,
-            "updates": self.clock.updates,
-            "target_syncs": self.clock.target_syncs,
-            "episodes": self.episodes.episodes,
-            "score_mean_100": self.episodes.score_mean_100,
+            **figures,
             "frames_per_second": self.frames / seconds if seconds > 0 else None,
-            "wall_seconds": seconds,
             "compile_seconds": self.pipeline.compile_seconds,
-            "phase_seconds": dict(self.phase.seconds),
             "failed_slots": int(self.ring.failed_slots),
             "refused_updates": self.refused,
         }
