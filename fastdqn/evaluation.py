@@ -340,7 +340,7 @@ def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
         return False
     if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again
         shutil.rmtree(best.path)
-    path = checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
+    path = checkpoint.write(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
     for other in checkpoint.checkpoints(root):  # a later step with a lower score, of a run that was set back since
         if other.name > path.name:
             shutil.rmtree(other)

@@ -350,7 +350,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_older_one_played(
     run = shutil.copytree(catch_run, tmp_path / "run")
     root = run / "checkpoints"
     saved = checkpoint.load(root)
-    newer = checkpoint.save(root, saved.step + 1, saved.tensors, saved.state)
+    newer = checkpoint.write(root, saved.step + 1, saved.tensors, saved.state)
     assert evaluate(run, episodes=4)["checkpoint_step"] == saved.step + 1
     data = bytearray((newer / "model.safetensors").read_bytes())
     data[-1] ^= 1

@@ -54,7 +54,7 @@ def save_agent(folder: Path, config: Config, obs_shape: tuple[int, ...], num_act
     torch.manual_seed(step)
     network = parts.make_network(config, obs_shape, num_actions)
     state = {"obs_shape": list(obs_shape), "num_actions": num_actions, "frames": 4 * step, "updates": 0}
-    checkpoint.save(folder / "checkpoints", step, {"model": network.state_dict()}, state)
+    checkpoint.write(folder / "checkpoints", step, {"model": network.state_dict()}, state)
 
 
 @pytest.fixture(scope="module")
