@@ -53,9 +53,10 @@ class Run:
     def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
         self.config, self.notes = config.resolved(loaded=saved is not None)
         self.clock, self.phase = Clock(), PhaseTimer("env", "act", "append", "learn", "log")
-        self.epoch, self.learn_from, self.refused = 0 if saved is None else saved.state["epoch"] + 1, 0, 0
+        self.epoch = 0 if saved is None else saved.state["epoch"] + 1
+        self.learn_from, self.refused = 0, 0
         self.stopping, self.logging, self.unsaved, self._told = False, False, False, False
-        self.stop: StopRequest | None = None
+        self.stop = StopRequest()  # hears no signal; `train` puts in the one that does
         self._saves_replay, self._eval_waits = self.config.checkpoint_replay == "full", False
         self._losses: dict[str, float] = {}
         self._refused_in_a_row, self._seconds_before = 0, 0.0
@@ -159,7 +160,7 @@ class Run:
 
     def heed(self) -> bool:
         """Whether a signal asked the run to end. To ask is to answer."""
-        return self.stop is not None and self.stop.requested
+        return self.stop.requested
 
     def saving(self) -> bool:
         """Whether a checkpoint is being written, which is worth waiting for."""

@@ -96,8 +96,7 @@ def learn(run: Run, before: int) -> None:
             if event == "update":
                 run.clock.updates += 1
                 run.pipeline.update()
-                if run.stop is not None:
-                    run.stop.signs_of_life += 1
+                run.stop.signs_of_life += 1
             else:
                 run.clock.target_syncs += 1
                 run.pipeline.sync_target()
