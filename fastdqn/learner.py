@@ -18,6 +18,7 @@ from torch.optim.rmsprop import rmsprop
 
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
+from fastdqn.graphs import preserved
 from fastdqn.networks import QNetwork
 
 # Convolutions in channels_last, as cuDNN's bfloat16 kernels want them. By itself torch.compile leaves networks whose
@@ -90,36 +91,24 @@ class Learner:
         self._rmsprop = torch.compile(self._guarded_rmsprop, **options) if compile else self._guarded_rmsprop
 
     def warm_up(self, obs: Tensor, batch_size: int, *, act_threads: int = 1, learn_threads: int = 1) -> None:
-        """Compiles every function for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
+        """Compiles every function for `obs` [B, ...] as `act` will see it, by using it once. Leaves no trace.
 
         A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
         """
-        torch.set_num_threads(act_threads)
-        with torch.no_grad():
-            self._choose(obs, self.epsilon, self.explore_counter)
-        torch.set_num_threads(learn_threads)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
         # distinct tensors: one that is passed twice would be compiled in, and every other batch compiled again
-        reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
-        batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
-        loss, q, _ = self._loss(*batch, self.learn_counter)
-        grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
-        kept = [tensor.clone() for tensor in self._accounts]
-        mean, spread = q.unbind()
-        divisor, bad = self._account(loss.detach(), mean, spread, torch.full_like(loss, torch.inf))
-        for tensor, old in zip(self._accounts, kept, strict=True):
-            tensor.copy_(old)
-        if not self._fused:
-            self._step(grads, divisor, bad)  # a step that is left out changes nothing
+        reward, discount, weight = (torch.zeros(batch_size, device=obs.device) for _ in range(3))
+        with preserved(self.tensors()):
+            torch.set_num_threads(act_threads)
+            self.act(obs)
+            torch.set_num_threads(learn_threads)
+            self.step(*self.gradients(batch_obs, action, reward, discount, batch_obs.clone(), weight))
 
     def tensors(self) -> list[Tensor]:
-        """Everything that acting and learning change in place, after `warm_up`."""
-        return [*self.shared(), *self._moments, self.epsilon, self.explore_counter, *self._accounts]
-
-    @property
-    def _accounts(self) -> list[Tensor]:
-        return [self.learn_counter, self.refused, self.refused_in_a_row, self._sums]
+        """Everything that acting and learning change in place."""
+        counters = self.explore_counter, self.learn_counter, self.refused, self.refused_in_a_row
+        return [*self.shared(), *self._moments, self.epsilon, *counters, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
