@@ -86,7 +86,7 @@ class Pipeline:
     def _build_graphs(self, *, capture: bool) -> None:
         """Makes the parts into graphs; on CUDA that runs them, and takes back what this changed."""
         learner, ring, staging, device = self._learner, self._ring, self._staging, self._staging.device
-        changed = [*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []
+        changed = [*learner.tensors(), *ring.bookkeeping().values(), *staging.rows.values()] if self.queues else []
         graph = partial(Graph, device=device, capture=capture)
         with ring.upcoming_kept(WARM_UP_CALLS if self.queues else 0), preserved(changed):
             if self.queues:  # distinct lanes, as of a group
