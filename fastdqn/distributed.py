@@ -146,14 +146,14 @@ class Bucket:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.flat = torch.zeros(sum(param.numel() for param in params) + 3, device=params[0].device)
-        self.parts, begin = [], 0
+        self.views, begin = [], 0
         for param in params:  # laid out as the parameter is: the fused optimisers ask for it
-            self.parts.append(self.flat.as_strided(param.shape, param.stride(), begin))
+            self.views.append(self.flat.as_strided(param.shape, param.stride(), begin))
             begin += param.numel()
-        self.parts += [self.flat[-3], self.flat[-2], self.flat[-1]]
+        self.views += [self.flat[-3], self.flat[-2], self.flat[-1]]
 
-    def fill(self, parts: Sequence[Tensor]) -> None:
-        torch._foreach_copy_(self.parts, list(parts))
+    def fill(self, grads_and_figures: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self.views, list(grads_and_figures))
 
     def weigh(self, factor: Tensor) -> None:
         """Multiplies the gradients and the loss."""

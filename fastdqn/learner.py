@@ -209,13 +209,13 @@ class Learner:
 
         A loss or gradient that is not finite changes nothing but the counters of such updates.
         """
-        parts, size_N = self.gradients(obs, action, reward, discount, next_obs, weight)
-        return self.step(parts, size_N)
+        grads_and_figures, size_N = self.gradients(obs, action, reward, discount, next_obs, weight)
+        return self.step(grads_and_figures, size_N)
 
     def gradients(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The first half of an update: each parameter's gradient, the loss and two figures of Q; and as `update`.
+        """The first half of an update: each parameter's gradient, then the loss and two figures of Q; and the sizes [N].
 
         A convolution on channels_last activations returns its weight's gradient in that layout, and torch's fused Adam
         reads memory in order: on a CPU it would step along a scrambled gradient without a word.
@@ -226,9 +226,9 @@ class Learner:
         grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
         return [*grads, loss.detach(), *q.unbind()], size_N
 
-    def step(self, parts: Sequence[Tensor], size_N: Tensor) -> Tensor:
+    def step(self, grads_and_figures: Sequence[Tensor], size_N: Tensor) -> Tensor:
         """The second half: steps along what `gradients` gave, or along its mean over several ranks."""
-        *grads, loss, q, spread = parts
+        *grads, loss, q, spread = grads_and_figures
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         divisor, bad = self._account(loss, q, spread, norm)
         self._step(grads, divisor, bad)

@@ -20,12 +20,20 @@ from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
 
 
+class Threads(NamedTuple):
+    """How many threads each part may use."""
+
+    env: int  # EnvPool
+    act: int  # torch, choosing actions
+    learn: int  # torch, updating
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a training run is made of, before its pipeline is compiled."""
 
     device: torch.device
-    threads: "Threads"
+    threads: Threads
     screen: Screen
     envs: VectorEnv
     obs_shape: tuple[int, ...]  # of one observation, stacked
@@ -103,14 +111,6 @@ def make_envs(config: Config, screen: Screen, num_threads: int, **options: Any) 
         max_episode_steps=config.max_episode_steps,
         frame_skip=config.frame_skip,
     )
-
-
-class Threads(NamedTuple):
-    """How many threads each part may use."""
-
-    env: int  # EnvPool
-    act: int  # torch, choosing actions
-    learn: int  # torch, updating
 
 
 def resolve_threads(config: Config, device: torch.device, ranks: int = 1) -> Threads:

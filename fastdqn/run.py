@@ -186,7 +186,7 @@ class Run:
     def frames(self) -> int:
         return self.clock.env_steps * self.config.action_repeat
 
-    def count(self, decisions: int) -> int:
+    def advance(self, decisions: int) -> int:
         """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""
         before = self.clock.env_steps
         log = time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS

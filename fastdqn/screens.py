@@ -11,6 +11,7 @@ Source of the rule: OpenCV's INTER_AREA, which EnvPool uses; halves go to the ev
 crop_grey_mean, RGB to 185x95: the play field alone, every pixel kept, the three colours averaged.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def crop_grey_mean(screen: Tensor) -> Tensor:
 
 def area_weights(inputs: int, outputs: int) -> Tensor:
     """Overlap of each input cell with each output cell, in whole units. float32 [outputs, inputs]"""
-    unit = torch.gcd(torch.tensor(inputs), torch.tensor(outputs)).item()
+    unit = math.gcd(inputs, outputs)
     input_size, output_size = outputs // unit, inputs // unit
     i, o = torch.arange(inputs) * input_size, (torch.arange(outputs) * output_size)[:, None]
     overlap = torch.minimum(i + input_size, o + output_size) - torch.maximum(i, o)
