@@ -36,7 +36,6 @@ class Parts:
     threads: Threads
     screen: Screen
     envs: VectorEnv
-    obs_shape: tuple[int, ...]  # of one observation, stacked
     fire_action: int | None  # pressed after a lost life
     ring: ReplayRing
     learner: Learner
@@ -67,7 +66,6 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     # a debugging aid that costs a kernel per new tensor
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
     screen = make_screen(config, device)
-    obs_shape = screen.obs_shape(config.frame_stack)
     network = meta_network(config, screen, dtype)
     memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
     envs = make_envs(config, screen, threads.env, epoch=epoch, first_env=ranks.rank * config.num_envs)
@@ -87,12 +85,12 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     )
     torch.manual_seed(config.seed)
     own = replace(config, seed=ranks.seed(config.seed))
-    network = make_network(own, obs_shape, envs.num_actions, dtype).to(device)
+    network = make_network(own, screen.obs_shape(config.frame_stack), envs.num_actions, dtype).to(device)
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())
     staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=screen.dtype, device=device)
     fire_action = None if config.fire_after_life_loss == "off" else envs.fire_action
-    return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging, memory)
+    return Parts(device, threads, screen, envs, fire_action, ring, learner, staging, memory)
 
 
 def make_envs(config: Config, screen: Screen, num_threads: int, **options: Any) -> VectorEnv:

@@ -70,7 +70,7 @@ class Run:
             config = self.config
             parts = build(config, self.notes, self.ranks, epoch=self.epoch)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
-            self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
+            self.fire_action = parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
             self.envs.on_stall = self.save_now
             self._open_folder(command, saved)
@@ -278,7 +278,7 @@ class Run:
             return
         state = {
             **self.figures(),
-            "obs_shape": list(self.obs_shape),
+            "obs_shape": list(self.screen.obs_shape(self.config.frame_stack)),
             "num_actions": self.envs.num_actions,
             "epoch": self.epoch,
             "last_100": list(self.episodes.last_100),
