@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--only runs|games] [--cold] [--name memory-cpu] [--out benchmarks/results]
 
 Every case has a process of its own. Of a run: resident memory before anything is built, plus the parts that
-`fastdqn.footprint` names, against the kernel's high-water mark (VmHWM) after a few thousand env steps with updates, a
+`fastdqn.preflight` names, against the kernel's high-water mark (VmHWM) after a few thousand env steps with updates, a
 log and a checkpoint. Compilers and evaluations are processes beside it and are left out on both sides; `--cold` gives
 each run an empty cache, so that everything is compiled. Of an env: what resident memory grows by from before the pool to
 after 400 steps of every env, per env; one pool has come and gone before, so that the library's own share is not in it.
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.publish import write
-from fastdqn import footprint, parts, preflight
+from fastdqn import parts, preflight
 from fastdqn.config import Config, load_preset
 from fastdqn.envs import VectorEnv
 from fastdqn.memory import keep_freed_memory
@@ -76,7 +76,7 @@ def measure_run(name: str) -> dict[str, Any]:
     }
 
 
-def table_of(config: Config, device: torch.device) -> list[footprint.Need]:
+def table_of(config: Config, device: torch.device) -> list[preflight.Need]:
     """What the preflight says of a resolved config."""
     screen = parts.make_screen(config, device)
     dtype, compile = parts.resolve_precision(config, device, []), parts.resolve_compile(config, device, [])
@@ -92,8 +92,8 @@ def measure_games(env: str, num_envs: int, options: dict[str, Any]) -> dict[str,
     play(envs, 800)
     per_env = (resident_bytes() - before) / num_envs
     screen = int(np.prod(envs.obs_shape)) * envs.obs_dtype.itemsize
-    constant = footprint.GAME_BYTES if envs.is_atari else footprint.TASK_BYTES
-    stated = constant + footprint.SCREENS * screen
+    constant = preflight.GAME_BYTES if envs.is_atari else preflight.TASK_BYTES
+    stated = constant + preflight.SCREENS * screen
     return {"env": env, "num_envs": num_envs, **options, "bytes_per_env": round(per_env), "stated": stated}
 
 

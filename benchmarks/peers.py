@@ -37,7 +37,7 @@ from benchmarks.publish import write
 from benchmarks.timing import device_of, ratios, spread, synchronise, turns
 from fastdqn import hardware
 from fastdqn.config import Config
-from fastdqn.parts import resolve_device, resolve_threads
+from fastdqn.parts import resolve_threads
 
 # not with constraints.txt: torchrl pins an older tensordict than the one there, and Tianshou 2 an older filelock
 INSTALL = "pip install -e '.[bench]' torch==2.13.0  # in a virtual environment of its own"
@@ -148,7 +148,7 @@ def tianshou(task: Task, folder: str) -> Iterate:
     env = envpool.make_gymnasium(
         f"{task.game}-v5", num_envs=task.num_envs, seed=1, stack_num=4, episodic_life=True, reward_clip=True, **threads
     )
-    network = DQNet(4, 84, 84, int(env.action_space.n)).to(resolve_device(task.device))  # type: ignore
+    network = DQNet(4, 84, 84, int(env.action_space.n)).to(hardware.resolve_device(task.device))  # type: ignore
     policy = DiscreteQLearningPolicy(
         model=network, action_space=env.action_space, eps_training=EPSILON, eps_inference=EPSILON
     )
@@ -192,7 +192,7 @@ def torchrl(task: Task, folder: str) -> Iterate:
             self.observation_spec = specs["full_observation_spec"]
             self.reward_spec, self.done_spec = specs["full_reward_spec"], specs["full_done_spec"]
 
-    device = resolve_device(task.device)
+    device = hardware.resolve_device(task.device)
     if task.on_envpool:
         settings = {"stack_num": 4, "episodic_life": True, "reward_clip": True, "seed": 1}
         settings |= {"num_threads": task.env_threads} if task.env_threads else {}
@@ -281,7 +281,7 @@ def measure(task: Task) -> dict:
             warm = time.perf_counter() + WARM_UP_SECONDS
             while time.perf_counter() < warm:
                 steps, updates = iterate()
-            return _window(iterate, steps, updates, task.seconds, resolve_device(task.device))
+            return _window(iterate, steps, updates, task.seconds, hardware.resolve_device(task.device))
 
 
 def _window(iterate: Iterate, steps: int, updates: int, seconds: float, device: torch.device) -> dict:

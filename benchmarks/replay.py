@@ -21,7 +21,7 @@ from benchmarks.publish import publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
 from fastdqn import hardware
 from fastdqn.graphs import Graph
-from fastdqn.memory import check_fits, keep_freed_memory, row_bytes
+from fastdqn.memory import check_fits, free_bytes, keep_freed_memory, row_bytes
 from fastdqn.replay import ReplayRing
 
 GROUP, LANES, FRAME = 32, 64, (84, 84)
@@ -69,8 +69,8 @@ def main() -> None:
             print(f"left out: {capacity:,} frames, with --quick")
             continue
         try:
-            check_fits(capacity=capacity, num_envs=LANES, per_row=row_bytes(FRAME, torch.uint8), device=device,
-                       reserve_bytes=2_000_000_000)  # fmt: skip
+            check_fits(capacity=capacity, num_envs=LANES, per_row=row_bytes(FRAME, torch.uint8),
+                       free=free_bytes(device), device=device, reserve_bytes=2_000_000_000)  # fmt: skip
         except ValueError as error:
             print(f"left out: {error}")
             continue

@@ -167,7 +167,7 @@ def ladder(config: Config, replay_ratios: list[float], seconds: float, repeats: 
         build_seconds = time.perf_counter() - started
         runs = {"act": act}
         runs |= {f"train, replay ratio {ratio:g}": make_run(config, ratio, folder) for ratio in replay_ratios}
-        bare = make_envs(act.config, act.screen, act.threads.env, epoch=1, first_env=0)
+        bare = make_envs(act.config, act.screen, act.threads.env, epoch=1)
         best, rung_b, settings_b = best_alone(config.env, sizes, min(1.5, seconds))
         rungs = {"EnvPool alone (a)": alone(bare), "EnvPool at its best (b)": rung_b}
         rungs |= {name: trained(run) for name, run in runs.items()}

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from fastdqn import parts
+from fastdqn import hardware
 from fastdqn.errors import UsageError
 
 Case = TypeVar("Case")
@@ -54,6 +54,6 @@ def seconds_a_call(function: Callable[[], object], seconds: float, device: torch
 def device_of(name: str) -> torch.device:
     """auto, cpu or cuda -> the device; ends the program in one line where there is none of that name."""
     try:
-        return parts.resolve_device(name)
+        return hardware.resolve_device(name)
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None

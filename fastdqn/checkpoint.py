@@ -79,29 +79,6 @@ class Checkpoint:
         return path if path.exists() else None
 
 
-def save(
-    root: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-    large: Mapping[str, Tensor] | None = None,
-) -> Path:
-    """Saves one checkpoint and keeps the newest two. Returns its folder once it is safely on disk.
-
-    Args:
-        root: the folder of all checkpoints of one run; made if missing.
-        step: names the checkpoint and orders it among the others. If this very step is already there and intact,
-            nothing is written.
-        tensors: group -> name -> tensor, on any device, of any layout. Shared memory is saved once per name.
-        state: JSON. Tuples come back as lists, keys as strings.
-        large: tensors that are written from where they are, in chunks.
-
-    Raises:
-        CheckpointError: it could not be written (disk full, ...). What was there before is untouched.
-    """
-    return write(root, step, to_host(tensors), state, large)
-
-
 def to_host(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """Contiguous copies in host memory that share nothing with the originals nor with one another.
 
@@ -117,7 +94,21 @@ def write(
     state: Mapping[str, Any],
     large: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """`save` for tensors that `to_host` has copied. Peak memory is twice the largest group."""
+    """Saves one checkpoint and keeps the newest two. Returns its folder once it is safely on disk.
+
+    Peak memory is twice the largest group.
+
+    Args:
+        root: the folder of all checkpoints of one run; made if missing.
+        step: names the checkpoint and orders it among the others. If this very step is already there and intact,
+            nothing is written.
+        host: group -> name -> tensor, as `to_host` and `load` give them.
+        state: JSON. Tuples come back as lists, keys as strings.
+        large: tensors that are written from where they are, in chunks.
+
+    Raises:
+        CheckpointError: it could not be written (disk full, ...). What was there before is untouched.
+    """
     if not 0 <= step < 10**12:
         raise ValueError(f"step={step}: a checkpoint's step lies in [0, 10**12)")
     path = root / f"step_{step:012d}"

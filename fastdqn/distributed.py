@@ -73,38 +73,37 @@ class Ranks:
 
     def agree(self, decisions: int, *, stop: bool, log: bool) -> Agreed:
         """Adds up what all ranks say; of several ranks the answer is about the group before. `log` is the first's word."""
-        mine = torch.tensor([decisions, stop, log and self.first])
         if self.size == 1:
-            return _agreed(mine)
-        with self._together():
-            before = self._arrived()
-            self._sum = mine
+            return Agreed(decisions, stop, log)
+        with self._lost_in_one_line():
+            before, stops, logs = self._arrived()
+            self._sum = torch.tensor([decisions, stop, log and self.first])
             self._travelling = dist.all_reduce(self._sum, async_op=True)
-        return _agreed(before)
+        return Agreed(before, stops > 0, logs > 0)
 
-    def _arrived(self) -> Tensor:
-        if self._travelling is None:
-            return torch.zeros(3, dtype=torch.int64)
-        self._travelling.wait()
-        return self._sum
+    def _arrived(self) -> list[int]:
+        """What all ranks said of the group before, added up; zeros at first."""
+        if self._travelling is not None:
+            self._travelling.wait()
+        return self._sum.tolist()
 
     def mean_(self, gradient: Tensor) -> None:
         """The mean over the ranks, in place, the same bits on each. Queued on CUDA."""
-        with self._together():
+        with self._lost_in_one_line():
             dist.all_reduce(gradient)
         gradient.div_(self.size)
 
     def smallest(self, value: Tensor) -> Tensor:
         """The smallest of all ranks' `value`."""
         smallest = value.clone()
-        with self._together():
+        with self._lost_in_one_line():
             dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
         return smallest
 
     def share_(self, tensors: Sequence[Tensor]) -> None:
         """Gives every rank the first one's `tensors`, in place."""
         if self.size > 1:
-            with self._together():
+            with self._lost_in_one_line():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
@@ -114,7 +113,7 @@ class Ranks:
             return []
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         mine = torch.tensor(rows, dtype=torch.float64).view(-1, width)
-        with self._together():
+        with self._lost_in_one_line():
             dist.all_gather(counts, torch.tensor([len(rows)]))
             longest = max(int(count) for count in counts)
             padded = torch.zeros(longest, width, dtype=torch.float64)
@@ -128,12 +127,13 @@ class Ranks:
     def leave(self) -> None:
         """Ends the group, after what is still travelling has arrived."""
         if self.size > 1 and dist.is_initialized():
-            with self._together():
+            with self._lost_in_one_line():
                 self._arrived()
             dist.destroy_process_group()
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _lost_in_one_line(self) -> Iterator[None]:
+        """A collective fails when another rank has ended: that in one line."""
         try:
             yield
         except RuntimeError as error:
@@ -146,14 +146,14 @@ class Bucket:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.flat = torch.zeros(sum(param.numel() for param in params) + 3, device=params[0].device)
-        self.parts, begin = [], 0
+        self.views, begin = [], 0
         for param in params:  # laid out as the parameter is: the fused optimisers ask for it
-            self.parts.append(self.flat.as_strided(param.shape, param.stride(), begin))
+            self.views.append(self.flat.as_strided(param.shape, param.stride(), begin))
             begin += param.numel()
-        self.parts += [self.flat[-3], self.flat[-2], self.flat[-1]]
+        self.views += [self.flat[-3], self.flat[-2], self.flat[-1]]
 
-    def fill(self, parts: Sequence[Tensor]) -> None:
-        torch._foreach_copy_(self.parts, list(parts))
+    def fill(self, grads_and_figures: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self.views, list(grads_and_figures))
 
     def weigh(self, factor: Tensor) -> None:
         """Multiplies the gradients and the loss."""
@@ -172,8 +172,3 @@ def join(*, cuda: bool) -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
     return ranks
-
-
-def _agreed(total: Tensor) -> Agreed:
-    decisions, stop, log = total.tolist()
-    return Agreed(decisions, stop > 0, log > 0)

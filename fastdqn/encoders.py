@@ -65,22 +65,18 @@ def norm(channels: int, layer_norm: bool) -> list[nn.Module]:
     return [LayerNorm(channels)] if layer_norm else []
 
 
-def nature(obs_shape: tuple[int, ...], compute_dtype: torch.dtype, *, layer_norm: bool) -> nn.Sequential:
-    """Mnih et al. 2015: 32@8x8/4, 64@4x4/2, 64@3x3/1. uint8 [B, S, H, W] -> [B, F], F = 3,136 at 84x84"""
-    return nn.Sequential(
-        ScreenConv2d(obs_shape[0], 32, 8, 4, compute_dtype), *norm(32, layer_norm), nn.ReLU(),
-        Conv2d(32, 64, 4, 2), *norm(64, layer_norm), nn.ReLU(),
-        Conv2d(64, 64, 3, 1), *norm(64, layer_norm), nn.ReLU(),
-        nn.Flatten(),
-    )  # fmt: skip
+def nature(
+    obs_shape: tuple[int, ...], compute_dtype: torch.dtype, *, layer_norm: bool, wide: bool = False
+) -> nn.Sequential:
+    """Mnih et al. 2015: 32@8x8/4, 64@4x4/2, 64@3x3/1. uint8 [B, S, H, W] -> [B, F], F = 3,136 at 84x84
 
-
-def wide(obs_shape: tuple[int, ...], compute_dtype: torch.dtype, *, layer_norm: bool) -> nn.Sequential:
-    """32@8x8/4 with padding 1, 64@4x4/2, 128@3x3/1: the Space Invaders tutorial's. F = 128 * 19 * 8 at 185x95"""
+    `wide`, the Space Invaders tutorial's: the first with padding 1, the last with 128 channels; F = 128 * 19 * 8 at 185x95.
+    """
+    padding, out = (1, 128) if wide else (0, 64)
     return nn.Sequential(
-        ScreenConv2d(obs_shape[0], 32, 8, 4, compute_dtype, padding=1), *norm(32, layer_norm), nn.ReLU(),
+        ScreenConv2d(obs_shape[0], 32, 8, 4, compute_dtype, padding=padding), *norm(32, layer_norm), nn.ReLU(),
         Conv2d(32, 64, 4, 2), *norm(64, layer_norm), nn.ReLU(),
-        Conv2d(64, 128, 3, 1), *norm(128, layer_norm), nn.ReLU(),
+        Conv2d(64, out, 3, 1), *norm(out, layer_norm), nn.ReLU(),
         nn.Flatten(),
     )  # fmt: skip
 

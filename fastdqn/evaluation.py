@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,8 @@ from fastdqn.config import Config, check_range
 from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.networks import QNetwork
-from fastdqn.parts import make_network, make_screen, resolve_device
+from fastdqn.parts import make_envs, make_network, make_screen
 from fastdqn.player import Player
-from fastdqn.preflight import obs_shape_of
 from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
 from fastdqn.statistics import bootstrap_interval
@@ -240,7 +240,7 @@ class Agent(NamedTuple):
     config: Config
     rules: Protocol
     saved: Checkpoint
-    screen: Screen | None
+    screen: Screen
     envs: VectorEnv
     network: QNetwork
     player: Player
@@ -266,7 +266,7 @@ def set_up(
     check_range("seed", seed)
     config = config_of(run)
     rules = protocol_of(protocol, config, epsilon)
-    where = resolve_device(device)
+    where = hardware.resolve_device(device)
     if which == "best" and not (run / "best").exists():
         raise UsageError("checkpoint=best: this run kept none; `fastdqn eval --keep-best` or --eval-period-frames does")
     saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
@@ -274,21 +274,16 @@ def set_up(
     if threads > 0:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
-    envs = VectorEnv(
-        config.env,
-        **({} if screen is None else screen.asked()),
+    playing = replace(
+        config,
         num_envs=num_envs,
         seed=seed,
-        role="eval",
-        synchronous=True,
+        deterministic=True,
         sticky_actions=rules.sticky_actions,
-        full_action_set=config.full_action_set,
         noop_max=rules.noop_max,
         max_episode_steps=rules.max_episode_steps,
-        frame_skip=config.frame_skip,
-        num_threads=threads,
-        render=render,
     )
+    envs = make_envs(playing, screen, threads, role="eval", render=render)
     try:
         network = network_of(saved, config, envs, screen).to(where)
         player = Player(
@@ -307,13 +302,13 @@ def set_up(
     return Agent(config, rules, saved, screen, envs, network, player, where)
 
 
-def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen | None) -> QNetwork:
+def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen) -> QNetwork:
     """The trained network, on the CPU.
 
     Raises:
         CheckpointError: it is not the one that the config describes.
     """
-    obs_shape = obs_shape_of(config, screen)
+    obs_shape = screen.obs_shape(config.frame_stack)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
     if trained != (obs_shape, envs.num_actions):
         raise CheckpointError(
@@ -345,7 +340,7 @@ def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
         return False
     if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again
         shutil.rmtree(best.path)
-    path = checkpoint.save(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
+    path = checkpoint.write(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
     for other in checkpoint.checkpoints(root):  # a later step with a lower score, of a run that was set back since
         if other.name > path.name:
             shutil.rmtree(other)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastdqn.control_groups import core_limit
+from fastdqn.errors import UsageError
 
 
 def cores() -> int:
@@ -36,19 +37,28 @@ def thread_counts(cores: int, num_envs: int, device: str) -> tuple[int, int]:
     return min(num_envs, cores), 1
 
 
-def default_device() -> torch.device:
-    """CUDA where this torch has it, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda -> a device that exists; of several ranks on a machine each has a GPU of its own."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"nproc-per-node: rank {local_rank} finds {torch.cuda.device_count()} GPUs; start one process for each"
+        )
+    if local_rank == 0:
+        return torch.device("cuda")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def cpu_name() -> str:
     """The processor's own name for itself, with the marks of the instruction sets that matter here."""
-    name, flags = platform.processor() or platform.machine(), _cpu_flags()
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            name = line.split(":", 1)[1].strip()
-            break
-    marks = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    marks = _bf16_flags()
     return f"{name} ({', '.join(marks)})" if marks else name
 
 
@@ -56,7 +66,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is native on the device; elsewhere it is emulated and slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    return bool(_bf16_flags())
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -98,7 +108,7 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,
         "commit": commit(),
-        **{name: _version(name) for name in packages},
+        **{name: version(name) for name in packages},
     }
 
 
@@ -116,22 +126,24 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def _version(package: str) -> str | None:
-    try:
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
+    try:  # not find_spec, which takes the folder wandb/ that a run leaves for the package
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _cpuinfo() -> list[str]:
+def _bf16_flags() -> list[str]:
+    """The instruction sets of this processor that compute in bfloat16."""
+    flags = _cpuinfo("flags").split()
+    return [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+
+
+def _cpuinfo(field: str) -> str:
+    """What the kernel says of the first processor; empty where it does not."""
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return []
-
-
-def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

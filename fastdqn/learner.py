@@ -18,6 +18,7 @@ from torch.optim.rmsprop import rmsprop
 
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
+from fastdqn.graphs import preserved
 from fastdqn.networks import QNetwork
 
 # Convolutions in channels_last, as cuDNN's bfloat16 kernels want them. By itself torch.compile leaves networks whose
@@ -90,36 +91,24 @@ class Learner:
         self._rmsprop = torch.compile(self._guarded_rmsprop, **options) if compile else self._guarded_rmsprop
 
     def warm_up(self, obs: Tensor, batch_size: int, *, act_threads: int = 1, learn_threads: int = 1) -> None:
-        """Compiles every function for `obs` [B, ...] as `act` will see it. Changes no weight and no counter.
+        """Compiles every function for `obs` [B, ...] as `act` will see it, by using it once. Leaves no trace.
 
         A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
         """
-        torch.set_num_threads(act_threads)
-        with torch.no_grad():
-            self._choose(obs, self.epsilon, self.explore_counter)
-        torch.set_num_threads(learn_threads)
         batch_obs = obs[:1].expand(batch_size, *obs.shape[1:]).contiguous()
         # distinct tensors: one that is passed twice would be compiled in, and every other batch compiled again
-        reward, discount, weight = torch.zeros(3, batch_size, device=obs.device).unbind()
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
-        batch = batch_obs, action, reward.clone(), discount.clone(), batch_obs.clone(), weight.clone()
-        loss, q, _ = self._loss(*batch, self.learn_counter)
-        grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
-        kept = [tensor.clone() for tensor in self._accounts]
-        mean, spread = q.unbind()
-        divisor, bad = self._account(loss.detach(), mean, spread, torch.full_like(loss, torch.inf))
-        for tensor, old in zip(self._accounts, kept, strict=True):
-            tensor.copy_(old)
-        if not self._fused:
-            self._step(grads, divisor, bad)  # a step that is left out changes nothing
+        reward, discount, weight = (torch.zeros(batch_size, device=obs.device) for _ in range(3))
+        with preserved(self.tensors()):
+            torch.set_num_threads(act_threads)
+            self.act(obs)
+            torch.set_num_threads(learn_threads)
+            self.step(*self.gradients(batch_obs, action, reward, discount, batch_obs.clone(), weight))
 
     def tensors(self) -> list[Tensor]:
-        """Everything that acting and learning change in place, after `warm_up`."""
-        return [*self.shared(), *self._moments, self.epsilon, self.explore_counter, *self._accounts]
-
-    @property
-    def _accounts(self) -> list[Tensor]:
-        return [self.learn_counter, self.refused, self.refused_in_a_row, self._sums]
+        """Everything that acting and learning change in place."""
+        counters = self.explore_counter, self.learn_counter, self.refused, self.refused_in_a_row
+        return [*self.shared(), *self._moments, self.epsilon, *counters, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
@@ -220,13 +209,13 @@ class Learner:
 
         A loss or gradient that is not finite changes nothing but the counters of such updates.
         """
-        parts, size_N = self.gradients(obs, action, reward, discount, next_obs, weight)
-        return self.step(parts, size_N)
+        grads_and_figures, size_N = self.gradients(obs, action, reward, discount, next_obs, weight)
+        return self.step(grads_and_figures, size_N)
 
     def gradients(
         self, obs: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_obs: Tensor, weight: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The first half of an update: each parameter's gradient, the loss and two figures of Q; and as `update`.
+        """The first half of an update: each parameter's gradient, then the loss and two figures of Q; and the sizes [N].
 
         A convolution on channels_last activations returns its weight's gradient in that layout, and torch's fused Adam
         reads memory in order: on a CPU it would step along a scrambled gradient without a word.
@@ -237,9 +226,9 @@ class Learner:
         grads = [grad.contiguous() for grad in torch.autograd.grad(loss, self.parameters)]
         return [*grads, loss.detach(), *q.unbind()], size_N
 
-    def step(self, parts: Sequence[Tensor], size_N: Tensor) -> Tensor:
+    def step(self, grads_and_figures: Sequence[Tensor], size_N: Tensor) -> Tensor:
         """The second half: steps along what `gradients` gave, or along its mean over several ranks."""
-        *grads, loss, q, spread = parts
+        *grads, loss, q, spread = grads_and_figures
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         divisor, bad = self._account(loss, q, spread, norm)
         self._step(grads, divisor, bad)

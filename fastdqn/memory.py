@@ -44,24 +44,23 @@ def check_fits(
     capacity: int,
     num_envs: int,
     per_row: int,
+    free: int,
     device: torch.device,
     reserve_bytes: int = 0,
     ranks: int = 1,
-    local_ranks: int = 1,
 ) -> None:
     """Refuses a ring that does not fit beside `reserve_bytes` for everything else.
 
     Args:
         capacity, num_envs: the whole job's, as they were typed; its `ranks` share both out equally.
         per_row: bytes, see `row_bytes`.
-        reserve_bytes: of one rank.
-        local_ranks: how many of them this machine's memory has to hold.
+        free, reserve_bytes: of one rank.
 
     Raises:
         ValueError: names replay_capacity, need, have, and the largest capacity that fits.
     """
     need = required_bytes(capacity // ranks, num_envs // ranks, per_row)
-    have = max(free_bytes(device, local_ranks) - reserve_bytes, 0)
+    have = max(free - reserve_bytes, 0)
     if need <= have:
         return
     rest = f" beside {reserve_bytes / 1e9:.2f} GB for the rest" if reserve_bytes else ""
@@ -75,13 +74,12 @@ def check_fits(
     )
 
 
-def check_host(needed: int, num_envs: int, ranks: int = 1, local_ranks: int = 1) -> None:
+def check_host(needed: int, free: int, num_envs: int, ranks: int = 1) -> None:
     """Refuses what a rank on a GPU needs of host memory. Raises ValueError: names the job's num_envs, need and have."""
-    have = free_bytes(torch.device("cpu"), local_ranks)
-    if needed > have:
+    if needed > free:
         raise ValueError(
             f"num_envs={num_envs}: games, staging and the rest need {needed / 1e9:.2f} GB of host memory, "
-            f"{have / 1e9:.2f} GB are free{_for_each(ranks)}; end other programs, or lower --num-envs"
+            f"{free / 1e9:.2f} GB are free{_for_each(ranks)}; end other programs, or lower --num-envs"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is counted and where it goes: episodes on the host, losses on the device, one transfer per log period.
+"""What the host counts of a run: finished games, rates, phases, memory. Losses are summed up by the learner.
 
 Tags in `metrics.jsonl` follow CleanRL (`charts/episodic_return`, `charts/SPS`, `losses/td_loss`, `losses/q_values`), so
 that existing plotting tools read them. `global_step` is in env steps; `frames` stands beside it.
@@ -86,20 +86,9 @@ class EpisodeTracker:
         done = terminated | truncated
         if not done.any():
             return
-        seconds = round(time.perf_counter() - self.started, 3)
-        self.take(
-            [
-                [
-                    float(self.score_N[env]),
-                    float(self.length_N[env]),
-                    seconds,
-                    env_steps,
-                    self._first_env + int(env),
-                    cut,
-                ]
-                for env, cut in zip(env_id[done], truncated[done], strict=True)
-            ]
-        )
+        env, seconds = env_id[done], round(time.perf_counter() - self.started, 3)
+        columns = self.score_N[env], self.length_N[env], seconds, env_steps, self._first_env + env, truncated[done]
+        self.take(np.stack(np.broadcast_arrays(*columns), axis=1).tolist())
 
     def take(self, rows: list[list[float]]) -> None:
         """Counts finished games, this process's or another rank's."""

@@ -92,8 +92,8 @@ class QNetwork(nn.Module):
                 shape, compute_dtype, width=impala_width, layer_norm=layer_norm, spectral_norm=spectral_norm
             )
         else:
-            build = {"nature": encoders.nature, "wide": encoders.wide}[encoder]
-            self.encoder = build(shape, compute_dtype, layer_norm=layer_norm)
+            wide = {"nature": False, "wide": True}[encoder]
+            self.encoder = encoders.nature(shape, compute_dtype, layer_norm=layer_norm, wide=wide)
         with torch.no_grad():
             example = torch.zeros(1, *shape, dtype=torch.float32 if encoder == "mlp" else torch.uint8)
             features = self.encoder(example).shape[1]

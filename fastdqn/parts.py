@@ -2,12 +2,12 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fastdqn import hardware, preflight
-from fastdqn.atari import num_actions
+from fastdqn.atari import num_actions, vector_size
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
@@ -20,22 +20,12 @@ from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu or cuda -> a device that exists; of several ranks on a machine each has a GPU of its own."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "device=cuda: this torch has no CUDA device; use --device cpu or install a CUDA build of torch"
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UsageError(
-            f"nproc-per-node: rank {local_rank} finds {torch.cuda.device_count()} GPUs; start one process for each"
-        )
-    if local_rank == 0:
-        return torch.device("cuda")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+class Threads(NamedTuple):
+    """How many threads each part may use."""
+
+    env: int  # EnvPool
+    act: int  # torch, choosing actions
+    learn: int  # torch, updating
 
 
 @dataclass(frozen=True)
@@ -43,10 +33,9 @@ class Parts:
     """What a training run is made of, before its pipeline is compiled."""
 
     device: torch.device
-    threads: "Threads"
-    screen: Screen | None
+    threads: Threads
+    screen: Screen
     envs: VectorEnv
-    obs_shape: tuple[int, ...]  # of one observation, stacked
     fire_action: int | None  # pressed after a lost life
     ring: ReplayRing
     learner: Learner
@@ -61,7 +50,7 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
     """
     whole, config = config, config.share(ranks.size)
-    device = resolve_device(config.device, ranks.local_rank)
+    device = hardware.resolve_device(config.device, ranks.local_rank)
     if not config.cuda_graphs and device.type != "cuda":
         raise UsageError("cuda_graphs=False: only CUDA has them; leave it out")
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
@@ -77,16 +66,14 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     # a debugging aid that costs a kernel per new tensor
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
     screen = make_screen(config, device)
-    frame_shape, frame_dtype = preflight.row_of(config, screen)
-    obs_shape = preflight.obs_shape_of(config, screen)
     network = meta_network(config, screen, dtype)
     memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
-    envs = make_envs(config, screen, threads.env, epoch, first_env=ranks.rank * config.num_envs)
+    envs = make_envs(config, screen, threads.env, epoch=epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
-        obs_shape=frame_shape,
-        obs_dtype=frame_dtype,
+        obs_shape=screen.frame_shape,
+        obs_dtype=screen.dtype,
         stack=config.frame_stack,
         n_step=config.n_step,
         gamma=config.gamma,
@@ -98,26 +85,25 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     )
     torch.manual_seed(config.seed)
     own = replace(config, seed=ranks.seed(config.seed))
-    network = make_network(own, obs_shape, envs.num_actions, dtype)
+    network = make_network(own, screen.obs_shape(config.frame_stack), envs.num_actions, dtype)
     if config.weight_init == "he":
         he_init(network)
     network = network.to(device)
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())
-    staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=frame_dtype, device=device)
+    staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=screen.dtype, device=device)
     fire_action = None if config.fire_after_life_loss == "off" else envs.fire_action
-    return Parts(device, threads, screen, envs, obs_shape, fire_action, ring, learner, staging, memory)
+    return Parts(device, threads, screen, envs, fire_action, ring, learner, staging, memory)
 
 
-def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: int, first_env: int) -> VectorEnv:
-    """The games of an epoch: their seeds are hashed from the run's seed, the epoch and their number in the job."""
+def make_envs(config: Config, screen: Screen, num_threads: int, **options: Any) -> VectorEnv:
+    """The games of a config; `options` are `VectorEnv`'s: role, epoch, first_env, render."""
     return VectorEnv(
         config.env,
-        **({} if screen is None else screen.asked()),
+        **screen.asked(),
+        **options,
         num_envs=config.num_envs,
         seed=config.seed,
-        epoch=epoch,
-        first_env=first_env,
         synchronous=config.deterministic,
         num_threads=num_threads,
         sticky_actions=config.sticky_actions or 0.0,
@@ -126,14 +112,6 @@ def make_envs(config: Config, screen: Screen | None, num_threads: int, epoch: in
         max_episode_steps=config.max_episode_steps,
         frame_skip=config.frame_skip,
     )
-
-
-class Threads(NamedTuple):
-    """How many threads each part may use."""
-
-    env: int  # EnvPool
-    act: int  # torch, choosing actions
-    learn: int  # torch, updating
 
 
 def resolve_threads(config: Config, device: torch.device, ranks: int = 1) -> Threads:
@@ -172,43 +150,37 @@ def resolve_compile(config: Config, device: torch.device, notes: list[str]) -> b
     return config.compile
 
 
-def make_screen(config: Config, device: torch.device) -> Screen | None:
-    """How the game's picture reaches the ring; None for a task without one."""
+def make_screen(config: Config, device: torch.device) -> Screen:
+    """How observations reach the ring."""
     if not config.name.is_atari:
-        return None
+        vector = (vector_size(config.name.canonical),)
+        return Screen(vector, vector, torch.float32)
     on_device = config.resize == "device" or (config.resize == "auto" and device.type == "cuda")
     return screen_of(config.observation, resize_on_device=on_device, device=device)
+
+
+# all that a network is made of, besides the shapes it meets: what an exported one is built from again
+NETWORK_FIELDS = (
+    "encoder", "impala_width", "layer_norm", "spectral_norm", "hidden_size", "head", "num_atoms", "value_limit",
+    "num_quantiles", "num_acting_quantiles", "dueling", "noisy", "noisy_sigma", "seed",
+)  # fmt: skip
 
 
 def make_network(
     config: Config, obs_shape: tuple[int, ...], num_actions: int, compute_dtype: torch.dtype = torch.float32
 ) -> QNetwork:
     """The network of a resolved config, on the CPU."""
-    return QNetwork(
-        obs_shape,
-        num_actions,
-        encoder=config.encoder,
-        impala_width=config.impala_width,
-        layer_norm=config.layer_norm,
-        spectral_norm=config.spectral_norm and config.encoder == "impala",
-        hidden_size=config.hidden_size,
-        head=config.head,
-        num_atoms=config.num_atoms,
-        value_limit=config.value_limit,
-        num_quantiles=config.num_quantiles,
-        num_acting_quantiles=config.num_acting_quantiles,
-        dueling=config.dueling,
-        noisy=config.noisy_sigma if config.noisy else 0.0,
-        seed=config.seed,
-        compute_dtype=compute_dtype,
-    )
+    fields = {field: getattr(config, field) for field in NETWORK_FIELDS}
+    sigma = fields.pop("noisy_sigma")
+    fields["noisy"] = sigma if config.noisy else 0.0
+    return QNetwork(obs_shape, num_actions, **fields, compute_dtype=compute_dtype)
 
 
-def meta_network(config: Config, screen: Screen | None, compute_dtype: torch.dtype) -> QNetwork:
+def meta_network(config: Config, screen: Screen, compute_dtype: torch.dtype) -> QNetwork:
     """The network of a resolved config without its memory, for the preflight to measure."""
     actions = num_actions(config.name, full_action_set=config.full_action_set)
     with torch.device("meta"):
-        return make_network(config, preflight.obs_shape_of(config, screen), actions, compute_dtype)
+        return make_network(config, screen.obs_shape(config.frame_stack), actions, compute_dtype)
 
 
 def make_optimizer(config: Config, network: QNetwork, device: torch.device) -> torch.optim.Optimizer:

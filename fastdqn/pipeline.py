@@ -27,7 +27,7 @@ from fastdqn.staging import Staging
 class Pipeline:
     """The device side of the loop. Calling a part queues it on CUDA and runs it on CPU.
 
-    Building it on CUDA runs every part a few times. That leaves no trace, in a ring that was restored neither.
+    Building it on CUDA runs every part a few times, and takes back what that changed, also in a ring that was restored.
 
     Args:
         fire_action: pressed on the step after a lost life; None: never. Without it a policy that does not press FIRE
@@ -86,7 +86,7 @@ class Pipeline:
     def _build_graphs(self, *, capture: bool) -> None:
         """Makes the parts into graphs; on CUDA that runs them, and takes back what this changed."""
         learner, ring, staging, device = self._learner, self._ring, self._staging, self._staging.device
-        changed = [*learner.tensors(), *ring.bookkeeping(), *staging.rows.values()] if self.queues else []
+        changed = [*learner.tensors(), *ring.bookkeeping().values(), *staging.rows.values()] if self.queues else []
         graph = partial(Graph, device=device, capture=capture)
         with ring.upcoming_kept(WARM_UP_CALLS if self.queues else 0), preserved(changed):
             if self.queues:  # distinct lanes, as of a group
@@ -147,8 +147,8 @@ class Pipeline:
 
     def _gradients_once(self) -> None:
         self._batch = self._ring.sample(self._batch_size)
-        parts, self._td_error_size = self._learner.gradients(*self._batch[:6])
-        self._bucket.fill(parts)
+        grads_and_figures, self._td_error_size = self._learner.gradients(*self._batch[:6])
+        self._bucket.fill(grads_and_figures)
 
     def _average(self) -> None:
         """The mean of the ranks' gradients, with importance weights relative to the smallest P of the whole batch."""
@@ -159,4 +159,4 @@ class Pipeline:
         self._ranks.mean_(self._bucket.flat)
 
     def _step_once(self) -> None:
-        self._ring.update_priorities(self._batch, self._learner.step(self._bucket.parts, self._td_error_size))
+        self._ring.update_priorities(self._batch, self._learner.step(self._bucket.views, self._td_error_size))

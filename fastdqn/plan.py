@@ -42,7 +42,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"{config.epsilon_decay_steps:,} env steps",
         f"compute   {parameters:,} parameters, {arithmetic}, {kernels}; "
         f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
-        f"{', ' + parts.screen.on_device if parts.screen and parts.screen.on_device else ''}",
+        f"{', ' + parts.screen.on_device if parts.screen.on_device else ''}",
     ]
     warning = hardware.nvidia_without_cuda()
     return lines + [f"note      {note}" for note in [*notes, *([warning] if warning else [])]]

@@ -20,7 +20,7 @@ class Player:
         epsilon: share of random actions.
         fire_after_life_loss: press FIRE after a lost life, where the game has it.
         seed: of the exploration.
-        screen: how the picture reaches the ring; None for a task without one.
+        screen: how observations reach the ring.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Player:
         fire_after_life_loss: bool,
         seed: int,
         device: torch.device,
-        screen: Screen | None,
+        screen: Screen,
     ) -> None:
         # the ring is the one way that frames become stacks, in training and here; a few rows are enough
         self._ring = ReplayRing(
             capacity=envs.num_envs * (frame_stack + 2),
             num_envs=envs.num_envs,
-            obs_shape=envs.obs_shape if screen is None else screen.frame_shape,
-            obs_dtype=torch.float32 if screen is None else torch.uint8,
+            obs_shape=screen.frame_shape,
+            obs_dtype=screen.dtype,
             stack=frame_stack,
             n_step=1,
             gamma=1.0,
@@ -50,7 +50,7 @@ class Player:
             device=device,
         )
         self._network, self._device = network, device
-        self._preprocess = None if screen is None else screen.preprocess
+        self._preprocess = screen.preprocess
         self._key, self._epsilon = rng.role_key(seed, "eval explore"), torch.tensor(epsilon, device=device)
         self._counter = torch.zeros((), dtype=torch.int64, device=device)
         self._fire = envs.fire_action if fire_after_life_loss else None

@@ -192,10 +192,12 @@ class ReplayRing:
         priorities = 0 if self.priorities is None else self.priorities.nbytes
         return priorities + self.count.nbytes + sum(self.storage[name].nbytes for name in self.storage.keys())  # noqa: SIM118
 
-    def bookkeeping(self) -> list[Tensor]:
-        """What appending and sampling change beside the stored rows."""
-        own = [self.count, self.draw_counter, self.failed_slots]
-        return own if self.priorities is None else [*own, self.priorities.weight, self.priorities.draw_counter]
+    def bookkeeping(self) -> dict[str, Tensor]:
+        """What appending and sampling change beside the stored rows, by name."""
+        own = {"count": self.count, "draw_counter": self.draw_counter, "failed_slots": self.failed_slots}
+        if self.priorities is None:
+            return own
+        return own | {"priority": self.priorities.weight, "priority_draw_counter": self.priorities.draw_counter}
 
     @contextmanager
     def upcoming_kept(self, rows: int) -> Iterator[None]:
@@ -211,10 +213,8 @@ class ReplayRing:
 
     def stored(self) -> dict[str, Tensor]:
         """All that a ring is, by name, for a checkpoint: the rows, what is counted, and the priorities."""
-        counters = ("count", "draw_counter", "failed_slots", "priority", "priority_draw_counter")
-        kept = zip(counters, self.bookkeeping(), strict=False)  # the last two only with priorities
         rows = {str(name): self.storage[name] for name in self.storage.keys()}  # noqa: SIM118
-        return rows | {name: value.view(-1) for name, value in kept}
+        return rows | {name: value.view(-1) for name, value in self.bookkeeping().items()}
 
     def seam(self) -> None:
         """The games begin anew here: in every lane a reset frame will follow a row in mid-game whose action never ran.

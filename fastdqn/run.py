@@ -53,9 +53,10 @@ class Run:
     def __init__(self, config: Config, command: Sequence[str], saved: Checkpoint | None = None) -> None:
         self.config, self.notes = config.resolved(loaded=saved is not None)
         self.clock, self.phase = Clock(), PhaseTimer("env", "act", "append", "learn", "log")
-        self.epoch, self.learn_from, self.refused = 0 if saved is None else saved.state["epoch"] + 1, 0, 0
+        self.epoch = 0 if saved is None else saved.state["epoch"] + 1
+        self.learn_from, self.refused = 0, 0
         self.stopping, self.logging, self.unsaved, self._told = False, False, False, False
-        self.stop: StopRequest | None = None
+        self.stop = StopRequest()  # hears no signal; `train` puts in the one that does
         self._saves_replay, self._eval_waits = self.config.checkpoint_replay == "full", False
         self._losses: dict[str, float] = {}
         self._refused_in_a_row, self._seconds_before = 0, 0.0
@@ -69,7 +70,7 @@ class Run:
             config = self.config
             parts = build(config, self.notes, self.ranks, epoch=self.epoch)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
-            self.obs_shape, self.fire_action = parts.obs_shape, parts.fire_action
+            self.fire_action = parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
             self.envs.on_stall = self.save_now
             self._open_folder(command, saved)
@@ -86,7 +87,7 @@ class Run:
         with refused_in_one_line(config.run_dir):  # compiles
             self.pipeline = Pipeline(
                 self.learner, self.ring, self.staging, batch_size=config.batch_size // self.ranks.size,
-                fire_action=self.fire_action, preprocess=None if self.screen is None else self.screen.preprocess,
+                fire_action=self.fire_action, preprocess=self.screen.preprocess,
                 act_threads=self.threads.act, learn_threads=self.threads.learn, ranks=self.ranks,
                 capture=config.cuda_graphs,
             )  # fmt: skip
@@ -152,14 +153,14 @@ class Run:
         self.envs.close()
         config = self.config.share(self.ranks.size)
         first_env = self.ranks.rank * config.num_envs
-        self.envs = make_envs(config, self.screen, self.threads.env, self.epoch, first_env)
+        self.envs = make_envs(config, self.screen, self.threads.env, epoch=self.epoch, first_env=first_env)
         self.envs.on_stall = self.save_now
         self.ring.seam()
         self.envs.start()
 
     def heed(self) -> bool:
         """Whether a signal asked the run to end. To ask is to answer."""
-        return self.stop is not None and self.stop.requested
+        return self.stop.requested
 
     def saving(self) -> bool:
         """Whether a checkpoint is being written, which is worth waiting for."""
@@ -185,7 +186,7 @@ class Run:
     def frames(self) -> int:
         return self.clock.env_steps * self.config.action_repeat
 
-    def count(self, decisions: int) -> int:
+    def advance(self, decisions: int) -> int:
         """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""
         before = self.clock.env_steps
         log = time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS
@@ -276,16 +277,11 @@ class Run:
         if not self.ranks.first:
             return
         state = {
-            **asdict(self.clock),
-            "frames": self.frames,
-            "obs_shape": list(self.obs_shape),
+            **self.figures(),
+            "obs_shape": list(self.screen.obs_shape(self.config.frame_stack)),
             "num_actions": self.envs.num_actions,
-            "score_mean_100": self.episodes.score_mean_100,
             "epoch": self.epoch,
-            "episodes": self.episodes.episodes,
             "last_100": list(self.episodes.last_100),
-            "wall_seconds": self.wall_seconds,
-            "phase_seconds": dict(self.phase.seconds),
         }
         self._logs.write_games()  # first: a run that goes on from here has all games before it
         large = self.ring.stored() if self._saves_replay else None
@@ -332,24 +328,29 @@ class Run:
         self._eval_waits = False
         self.periodic_eval.start()
 
+    def figures(self) -> dict[str, Any]:
+        """What the run has done so far: in its checkpoints and in its summary."""
+        return {
+            **asdict(self.clock),
+            "frames": self.frames,
+            "episodes": self.episodes.episodes,
+            "score_mean_100": self.episodes.score_mean_100,
+            "wall_seconds": self.wall_seconds,
+            "phase_seconds": dict(self.phase.seconds),
+        }
+
     def summary(self) -> dict[str, Any]:
-        """The figures of the run so far."""
-        seconds = self.wall_seconds
+        """The run and its figures so far."""
+        figures = self.figures()
+        seconds = figures["wall_seconds"]
         return {
             "run_dir": str(self.folder.path),
             "env": self.envs.env,
             "preset": self.config.preset,
             "seed": self.config.seed,
-            "frames": self.frames,
-            "env_steps": self.clock.env_steps,
-            "updates": self.clock.updates,
-            "target_syncs": self.clock.target_syncs,
-            "episodes": self.episodes.episodes,
-            "score_mean_100": self.episodes.score_mean_100,
+            **figures,
             "frames_per_second": self.frames / seconds if seconds > 0 else None,
-            "wall_seconds": seconds,
             "compile_seconds": self.pipeline.compile_seconds,
-            "phase_seconds": dict(self.phase.seconds),
             "failed_slots": int(self.ring.failed_slots),
             "refused_updates": self.refused,
         }

@@ -10,7 +10,7 @@ import numpy as np
 from fastdqn.errors import UsageError
 
 RUNS = Path("runs")
-# of the evaluations during training; not `fastdqn eval`'s own: games that chose an agent flatter it when they score it
+# Of the evaluations during training. `fastdqn eval` has another: an agent chosen by some games looks too good in them.
 SELECTION_SEED = 0
 _RESULT_NUMBERS = (
     "checkpoint_step", "sticky_actions", "epsilon", "seed", "episodes", "distinct_games", "score_mean", "score_median",

@@ -11,6 +11,7 @@ Source of the rule: OpenCV's INTER_AREA, which EnvPool uses; halves go to the ev
 crop_grey_mean, RGB to 185x95: the play field alone, every pixel kept, the three colours averaged.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,26 +24,32 @@ CROP_SHAPE = (185, 95)
 
 
 class Screen(NamedTuple):
-    """How a game's picture comes from the emulator and reaches the ring."""
+    """How an observation comes from the emulator and reaches the ring: a picture, or the vector of a task without one."""
 
-    image_size: tuple[int, int]  # asked of the emulator
-    grayscale: bool
-    frame_shape: tuple[int, int]  # of a row of the ring
-    preprocess: Callable[[Tensor], Tensor] | None  # on the device, from the first to the second
-    on_device: str  # that, in words
+    seen_shape: tuple[int, ...]  # asked of the emulator: (H, W), in colour (3, H, W); or (D,)
+    frame_shape: tuple[int, ...]  # of a row of the ring: (H, W) or (D,)
+    dtype: torch.dtype = torch.uint8  # of both
+    preprocess: Callable[[Tensor], Tensor] | None = None  # on the device, from the first to the second
+    on_device: str = ""  # that, in words
 
     def asked(self) -> dict[str, Any]:
         """What `VectorEnv` is asked for."""
-        return {"image_size": self.image_size, "grayscale": self.grayscale}
+        if len(self.seen_shape) == 1:
+            return {}
+        return {"image_size": self.seen_shape[-2:], "grayscale": len(self.seen_shape) == 2}
+
+    def obs_shape(self, stack: int) -> tuple[int, ...]:
+        """Of one observation: frames are stacked, vectors are not."""
+        return self.frame_shape if len(self.frame_shape) == 1 else (stack, *self.frame_shape)
 
 
 def screen_of(observation: str, *, resize_on_device: bool, device: torch.device) -> Screen:
     """`observation` is "standard" (84x84 grey, Mnih et al. 2015) or "crop" (see `crop_grey_mean`)."""
     if observation == "crop":
-        return Screen(SCREEN_SHAPE, False, CROP_SHAPE, crop_grey_mean, "cropped and averaged on the device")
+        return Screen((3, *SCREEN_SHAPE), CROP_SHAPE, torch.uint8, crop_grey_mean, "cropped and averaged on the device")
     if resize_on_device:
-        return Screen(SCREEN_SHAPE, True, FRAME_SHAPE, AreaResize(device), "resized on the device")
-    return Screen(FRAME_SHAPE, True, FRAME_SHAPE, None, "")
+        return Screen(SCREEN_SHAPE, FRAME_SHAPE, torch.uint8, AreaResize(device), "resized on the device")
+    return Screen(FRAME_SHAPE, FRAME_SHAPE)
 
 
 def crop_grey_mean(screen: Tensor) -> Tensor:
@@ -56,7 +63,7 @@ def crop_grey_mean(screen: Tensor) -> Tensor:
 
 def area_weights(inputs: int, outputs: int) -> Tensor:
     """Overlap of each input cell with each output cell, in whole units. float32 [outputs, inputs]"""
-    unit = torch.gcd(torch.tensor(inputs), torch.tensor(outputs)).item()
+    unit = math.gcd(inputs, outputs)
     input_size, output_size = outputs // unit, inputs // unit
     i, o = torch.arange(inputs) * input_size, (torch.arange(outputs) * output_size)[:, None]
     overlap = torch.minimum(i + input_size, o + output_size) - torch.maximum(i, o)

@@ -4,17 +4,17 @@ The tags are those of metrics.jsonl, and every value stands at its env step. Not
 written in its offline form, and `wandb sync` uploads it where its owner wants that.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from fastdqn import hardware
 
 
 def check_installed(kind: str) -> None:
     """Raises ValueError with the line that installs the extra `kind`, where it is missing."""
-    try:  # not find_spec, which takes the folder wandb/ that a run leaves for the package
-        metadata.version(kind)
-    except metadata.PackageNotFoundError:
-        raise ValueError(f"track={kind}: {kind} is not installed; pip install 'fastdqn[{kind}]'") from None
+    if hardware.version(kind) is None:
+        raise ValueError(f"track={kind}: {kind} is not installed; pip install 'fastdqn[{kind}]'")
 
 
 class Tracker:

@@ -2,7 +2,8 @@
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def step_group(run: Run) -> None:
     clock, phase = run.clock, run.phase
     with phase("env"):
         step = run.envs.recv()
-    before = run.count(int(np.count_nonzero(~step.first)))
+    before = run.advance(int(np.count_nonzero(~step.first)))
     with phase("append"):
         run.staging.put(step)
     with phase("act"):
@@ -96,21 +97,20 @@ def learn(run: Run, before: int) -> None:
             if event == "update":
                 run.clock.updates += 1
                 run.pipeline.update()
-                if run.stop is not None:
-                    run.stop.signs_of_life += 1
+                run.stop.signs_of_life += 1
             else:
                 run.clock.target_syncs += 1
                 run.pipeline.sync_target()
 
 
-class no_garbage_collection:
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
     """Freezes what exists and turns the collector off: a scan of a large heap in mid-loop would stall the games."""
-
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-
-    def __exit__(self, *_: object) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
         gc.enable()
         gc.unfreeze()

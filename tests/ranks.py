@@ -50,7 +50,7 @@ def difference_from_the_whole_batch(ranks: Ranks) -> float:
         parts, sizes = part.gradients(*(tensor[ranks.rank * size :][:size] for tensor in batch))
         bucket.fill(parts)
         ranks.mean_(bucket.flat)
-        part.step(bucket.parts, sizes)
+        part.step(bucket.views, sizes)
     assert whole.read_metrics()[0].keys() == part.read_metrics()[0].keys()
     return max(float((a - b).abs().max()) for a, b in zip(whole.parameters, part.parameters, strict=True))
 

@@ -44,7 +44,7 @@ def assert_holds(loaded: checkpoint.Checkpoint, step: int) -> None:
 def save(root: Path, *steps: int) -> Path:
     for step in steps:
         replay = {"frame": torch.full((5, 7), step % 256, dtype=torch.uint8)}
-        path = checkpoint.save(root, step, tensors_of(step), {"env_steps": step}, replay)
+        path = checkpoint.write(root, step, tensors_of(step), {"env_steps": step}, replay)
     return path
 
 
@@ -98,7 +98,7 @@ def test_tensors_of_every_kind_come_back_bit_equal(tmp_path: Path, device: str) 
         "channels_last": torch.randn(8, 4, 3, 3, device=device).to(memory_format=torch.channels_last),
         "parameter": torch.nn.Parameter(torch.randn(3, device=device)),
     }
-    checkpoint.save(tmp_path, 7, {"kinds": named, "nothing": {}}, {})
+    checkpoint.write(tmp_path, 7, checkpoint.to_host({"kinds": named, "nothing": {}}), {})
     loaded = checkpoint.load(tmp_path)
     assert loaded.tensors.keys() == {"kinds", "nothing"} and loaded.tensors["kinds"].keys() == named.keys()
     for name, value in named.items():
@@ -109,21 +109,21 @@ def test_tensors_of_every_kind_come_back_bit_equal(tmp_path: Path, device: str) 
 
 def test_state_comes_back_equal(tmp_path: Path) -> None:
     state = {"frames": 2**62, "epsilon": 0.1, "obs_shape": [4, 84, 84], "nested": {"none": None, "text": "é\n"}}
-    checkpoint.save(tmp_path, 0, {}, state)
+    checkpoint.write(tmp_path, 0, {}, state)
     assert checkpoint.load(tmp_path).state == state
 
 
 @pytest.mark.parametrize("group", ["../escape", "a/b", "", ".hidden", "a.b"])
 def test_a_group_that_is_no_plain_name_is_refused(tmp_path: Path, group: str) -> None:
     with pytest.raises(ValueError, match="cannot name a file"):
-        checkpoint.save(tmp_path / "root", 1, {group: {}}, {})
+        checkpoint.write(tmp_path / "root", 1, {group: {}}, {})
     assert os.listdir(tmp_path / "root") == []
 
 
 def test_a_step_that_does_not_fit_the_name_is_refused(tmp_path: Path) -> None:
     for step in (-1, 10**12):
         with pytest.raises(ValueError, match="step="):
-            checkpoint.save(tmp_path, step, {}, {})
+            checkpoint.write(tmp_path, step, {}, {})
 
 
 def test_host_copies_do_not_follow_the_originals() -> None:
@@ -445,7 +445,7 @@ KILLER = textwrap.dedent("""
         for name in DURABLE if kill_at else ():
             setattr(os, name, dying(getattr(os, name)))
         for step in range(first, first + 1000):
-            checkpoint.save(root, step, {"model": {"w": torch.full((50_000,), float(step))}}, {"env_steps": step})
+            checkpoint.write(root, step, {"model": {"w": torch.full((50_000,), float(step))}}, {"env_steps": step})
             os.write(acks, step.to_bytes(8, "little"))
             if kill_at and step == first + 2:
                 os._exit(0)

@@ -87,10 +87,10 @@ def test_a_check_that_raises_has_failed_with_the_first_line_of_its_reason() -> N
 
 
 @pytest.mark.parametrize("free", [1_500_000_000, 8_100_000_000, 40_000_000_000])
-def test_the_largest_ring_is_the_largest_that_training_accepts(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: free)
+def test_the_largest_ring_is_the_largest_that_training_accepts(free: int) -> None:
     fits, rest = doctor.largest_ring(free)
-    shape = {"num_envs": 64, "per_row": row_bytes((84, 84), torch.uint8), "device": torch.device("cpu")}
+    per_row = row_bytes((84, 84), torch.uint8)
+    shape = {"num_envs": 64, "per_row": per_row, "free": free, "device": torch.device("cpu")}
     assert fits % 64 == 0
     check_fits(capacity=fits, reserve_bytes=rest, **shape)
     with pytest.raises(ValueError, match=f"--replay-capacity {fits}$"):

@@ -205,7 +205,7 @@ def recorded_play(quota: list[int], *, cap: int, fire: bool) -> tuple[RecordedEn
     )
     network = RecordedNetwork(envs.num_actions)
     player = Player(network, envs, frame_stack=4, epsilon=0.9, fire_after_life_loss=fire, seed=3,
-                    device=torch.device("cpu"), screen=Screen((84, 84), True, (84, 84), None, ""))  # fmt: skip
+                    device=torch.device("cpu"), screen=Screen((84, 84), (84, 84)))  # fmt: skip
     return envs, network, play(player, envs, np.array(quota))
 
 
@@ -350,7 +350,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_older_one_played(
     run = shutil.copytree(catch_run, tmp_path / "run")
     root = run / "checkpoints"
     saved = checkpoint.load(root)
-    newer = checkpoint.save(root, saved.step + 1, saved.tensors, saved.state)
+    newer = checkpoint.write(root, saved.step + 1, saved.tensors, saved.state)
     assert evaluate(run, episodes=4)["checkpoint_step"] == saved.step + 1
     data = bytearray((newer / "model.safetensors").read_bytes())
     data[-1] ^= 1

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn import atari, footprint, parts, preflight
+from fastdqn import atari, parts, preflight
 from fastdqn.config import Config, load_preset
 from fastdqn.control_groups import _groups, core_limit, memory_headroom
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
 from fastdqn.errors import UsageError
-from fastdqn.footprint import Need
 from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity, row_bytes
 from fastdqn.metrics import resident_bytes
 from fastdqn.networks import QNetwork
+from fastdqn.preflight import Need
 from fastdqn.units import size
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_the_parts_of_a_run_by_hand() -> None:
     assert found["ring"] == 200_000 * (4 * 4 + 8) + 16 * 8
     assert found["model"] == parameters * 4 * 5  # weights, target, gradients, two moments
     assert found["saving"] == parameters * 4 * 6
-    assert found["games"] == 16 * (footprint.TASK_BYTES + footprint.SCREENS * 4 * 4)
+    assert found["games"] == 16 * (preflight.TASK_BYTES + preflight.SCREENS * 4 * 4)
     assert found["staging"] == 8 * (4 * 4 + 16)
     outputs = (4 * 128 + 2) * 4  # two layers with their ReLUs, and two values
     assert found["activations"] == 128 * (7 * 16 + 3 * outputs) // 2
@@ -116,7 +116,7 @@ def test_a_forward_pass_is_counted_without_memory_or_arithmetic() -> None:
     with torch.device("meta"):
         network = QNetwork((4, 84, 84), 4, encoder="impala", impala_width=2, head="iqn", spectral_norm=True)
     before = resident_bytes()
-    assert footprint.forward_bytes(network, (4, 84, 84)) > 4 * MB
+    assert preflight.forward_bytes(network, (4, 84, 84)) > 4 * MB
     assert resident_bytes() - before < 100 * MB
     assert all(param.is_meta for param in network.parameters())
 
@@ -142,9 +142,9 @@ def test_larger_batches_networks_and_pools_need_more_each_in_its_own_part() -> N
 
 def test_on_cuda_the_device_holds_ring_model_activations_and_graphs_and_the_host_the_rest() -> None:
     table = [Need("ring", 1, True), Need("graphs", 20, True), Need("staging", 300), Need("games", 4000)]
-    assert footprint.total(table, on_device=True, cuda=True) == 21
-    assert footprint.total(table, on_device=False, cuda=True) == 4300
-    assert footprint.total(table, on_device=True, cuda=False) == 4321
+    assert preflight.total(table, on_device=True, cuda=True) == 21
+    assert preflight.total(table, on_device=False, cuda=True) == 4300
+    assert preflight.total(table, on_device=True, cuda=False) == 4321
     cuda = needs_on(torch.device("cuda"), Config().resolved()[0])
     assert {need.part for need in cuda if need.on_device} == {"ring", "model", "activations", "graphs"}
     assert {need.part for need in cuda if not need.on_device} == {"staging", "games", "saving", "compile"}
@@ -152,7 +152,7 @@ def test_on_cuda_the_device_holds_ring_model_activations_and_graphs_and_the_host
 
 def test_the_parts_are_said_in_one_line_largest_first() -> None:
     table = [Need("games", 63 * MB), Need("ring", 7_064_000_512), Need("staging", 300_000)]
-    assert footprint.describe(table) == "ring 7.06 GB, games 63 MB, staging 0.3 MB"
+    assert preflight.describe(table) == "ring 7.06 GB, games 63 MB, staging 0.3 MB"
 
 
 @pytest.mark.parametrize("task", atari.VECTOR_TASKS)
@@ -164,7 +164,7 @@ def test_the_size_of_a_vector_is_known_before_its_pool_is_built(task: str) -> No
 
 def test_where_no_ring_fits_nothing_useless_is_suggested() -> None:
     with pytest.raises(ValueError, match=r"replay_capacity=1000: .* no ring fits: end other programs"):
-        check_fits(capacity=1_000, num_envs=64, per_row=7_064, device=CPU, reserve_bytes=1 << 50)
+        check_fits(capacity=1_000, num_envs=64, per_row=7_064, free=1 << 30, device=CPU, reserve_bytes=1 << 50)
     assert largest_capacity(10**9, 64, row_bytes((84, 84), torch.uint8)) == (10**9 - 512) // (64 * 7_064) * 64
 
 
@@ -175,10 +175,10 @@ def test_the_ranks_of_a_machine_share_its_free_memory() -> None:
 
 @pytest.mark.parametrize("local_ranks", [1, 2])  # two machines, or one
 def test_of_several_ranks_the_whole_jobs_capacity_is_named_and_the_largest_one_of_it_fits(
-    local_ranks: int, monkeypatch: pytest.MonkeyPatch
+    local_ranks: int,
 ) -> None:
-    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: 4_000 // ranks)
-    job = {"num_envs": 4, "per_row": 10, "device": CPU, "reserve_bytes": 1_000, "ranks": 2, "local_ranks": local_ranks}
+    free = 4_000 // local_ranks
+    job = {"num_envs": 4, "per_row": 10, "free": free, "device": CPU, "reserve_bytes": 1_000, "ranks": 2}
     fits = {1: 2 * 298, 2: 2 * 98}[local_ranks]  # of 3,000 or 1,000 bytes for a rank's two lanes and their cursors
     with pytest.raises(ValueError) as refused:
         check_fits(capacity=1_001, **job)
@@ -192,7 +192,7 @@ def test_of_several_ranks_the_whole_jobs_capacity_is_named_and_the_largest_one_o
 
 
 def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: 2_000 * MB)
+    monkeypatch.setattr("fastdqn.preflight.free_bytes", lambda device, ranks=1: 5_000 * MB // ranks)
     config = Config(replay_capacity=1_000_001).resolved()[0]
     screen = parts.make_screen(config, CPU)
     network = parts.meta_network(config, screen, torch.float32)
@@ -219,11 +219,11 @@ def test_what_does_not_fit_without_any_ring_is_blamed_on_its_own_field(
 
 
 def test_a_host_too_small_for_a_run_on_a_gpu_is_refused() -> None:
-    check_host(1 * MB, num_envs=64)
+    check_host(1 * MB, free=2 * MB, num_envs=64)
     with pytest.raises(ValueError, match=r"num_envs=64: .* need 1000\.00 GB of host memory, .* GB are free"):
-        check_host(1_000_000 * MB, num_envs=64)
+        check_host(1_000_000 * MB, free_bytes(CPU), num_envs=64)
     with pytest.raises(ValueError, match=r"num_envs=64: .* are free, for each of 2 ranks; end other programs"):
-        check_host(1_000_000 * MB, num_envs=64, ranks=2, local_ranks=2)
+        check_host(1_000_000 * MB, free_bytes(CPU, ranks=2), num_envs=64, ranks=2)
 
 
 # control groups

@@ -75,7 +75,7 @@ def small(**settings) -> QNetwork:
 
 
 def test_the_wide_encoder_has_the_tutorials_flattened_size() -> None:
-    encoder = encoders.wide((3, 185, 95), torch.float32, layer_norm=False)
+    encoder = encoders.nature((3, 185, 95), torch.float32, layer_norm=False, wide=True)
     assert encoder(screens(2, 3, 185, 95)).shape == (2, 128 * 19 * 8)
 
 

@@ -36,7 +36,7 @@ ROWS = [
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "signals", "staging"},
     {"distributed"},
     {"figures", "page"},
-    {"charts", "footprint"},
+    {"charts"},
     {
         "metrics",
         "large_tensors",

@@ -220,7 +220,7 @@ def test_a_warm_up_that_appends_leaves_no_trace_in_a_restored_ring(written: int)
     for row in range(written):
         append(row + 1.0, 1)
     before = kept.storage.clone()
-    with kept.upcoming_kept(3), preserved(kept.bookkeeping()):
+    with kept.upcoming_kept(3), preserved([*kept.bookkeeping().values()]):
         for _ in range(3):
             append(-1.0, 2)
         assert (kept.storage["action"] == 2).sum() == 6

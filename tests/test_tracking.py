@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fastdqn import tracking
 from fastdqn.config import Config, load_preset
 from fastdqn.errors import UsageError
 from fastdqn.tracking import Tracker
@@ -56,7 +55,7 @@ def test_a_missing_extra_is_answered_with_the_line_that_installs_it(
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(tracking.metadata, "version", missing)
+    monkeypatch.setattr(metadata, "version", missing)
     monkeypatch.chdir(tmp_path)
     (tmp_path / kind).mkdir()  # as W&B leaves it behind: no package
     with pytest.raises(UsageError, match=rf"track={kind}: .*pip install 'fastdqn\[{kind}\]'"):

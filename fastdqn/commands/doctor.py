@@ -157,7 +157,7 @@ def check_compiler() -> Finding:
 
     from fastdqn import hardware
 
-    device = hardware.default_device()
+    device = hardware.resolve_device()
     if not hardware.has_compiler(device):
         return Finding(
             "warning", "no C++ compiler with Python.h: half the learning speed", "apt install g++ python3-dev"
@@ -174,7 +174,7 @@ def check_compiler() -> Finding:
 def check_bf16() -> Finding:
     from fastdqn import hardware
 
-    device = hardware.default_device()
+    device = hardware.resolve_device()
     name = hardware.cpu_name() if device.type == "cpu" else str(device)
     if hardware.has_bf16(device):
         return Finding("ok", f"native on {name}")
@@ -187,7 +187,7 @@ def check_memory() -> Finding:
     from fastdqn import hardware
     from fastdqn.memory import free_bytes
 
-    device, wanted = hardware.default_device(), Config.replay_capacity
+    device, wanted = hardware.resolve_device(), Config.replay_capacity
     fits, rest = largest_ring(free := free_bytes(device))
     says = f"{free / 1e9:.1f} GB free on {device}, a ring of {fits:,} frames fits (default {wanted:,})"
     if fits >= wanted:
@@ -206,11 +206,11 @@ def largest_ring(free: int) -> tuple[int, int]:
     from fastdqn.networks import QNetwork
     from fastdqn.screens import screen_of
 
-    device, config = hardware.default_device(), Config().resolved()[0]
+    device, config = hardware.resolve_device(), Config().resolved()[0]
     screen = screen_of(config.observation, resize_on_device=device.type == "cuda", device=device)
     dtype = torch.bfloat16 if hardware.has_bf16(device) else torch.float32
     with torch.device("meta"):
-        network = QNetwork(preflight.obs_shape_of(config, screen), num_actions(config.name), compute_dtype=dtype)
+        network = QNetwork(screen.obs_shape(config.frame_stack), num_actions(config.name), compute_dtype=dtype)
     rest = preflight.rest_of(preflight.needs_of(config, device, screen, network, compile=True), device)
     return largest_capacity(free - rest, config.num_envs, row_bytes(FRAME, torch.uint8)), rest
 

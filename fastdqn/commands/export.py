@@ -31,12 +31,6 @@ OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25
 BATCH = 64
 TOLERANCE = 1e-5  # of the largest |Q|, at least of 1: float32 rounds at 6e-8, and a sum may be taken in another order
 
-# what `make_network` reads of a config
-NETWORK_FIELDS = (
-    "encoder", "impala_width", "layer_norm", "spectral_norm", "hidden_size", "head", "num_atoms", "value_limit",
-    "num_quantiles", "num_acting_quantiles", "dueling", "noisy", "noisy_sigma", "seed",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Flags:
@@ -82,6 +76,7 @@ def main(flags: Flags) -> int:
     from fastdqn import runs
     from fastdqn.commands import model_card
     from fastdqn.evaluation import set_up
+    from fastdqn.parts import NETWORK_FIELDS
 
     run = runs.find(flags.run)
     if flags.output:
