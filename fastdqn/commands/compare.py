@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.comparison import compare
 from fastdqn.history import load
 from fastdqn.units import count, duration
@@ -19,7 +19,7 @@ DEFINITIONS = (
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Compares groups of runs: interquartile mean over seeds with its interval, speed, time to reach a score."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -32,8 +32,6 @@ class Flags:
     """Also when the mean of the last 100 games of training first got to this score."""
     format: Literal["text", "markdown"] = "text"
     """How the table is written."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:

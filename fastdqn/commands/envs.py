@@ -6,17 +6,15 @@ from typing import Annotated, Any
 import tyro
 
 from fastdqn.atari import GAMES, RANDOM_AND_HUMAN_SCORES, VECTOR_TASKS, num_actions, parse_env
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Lists the games with their number of actions and the scores of random play and of a human tester."""
 
     filter: Annotated[str, tyro.conf.Positional] = ""
     """A part of the name, in any case, or a spelling that --env takes; none: all of them."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:

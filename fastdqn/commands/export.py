@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from fastdqn.commands import emit
+from fastdqn import runs
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 
@@ -39,7 +40,7 @@ NETWORK_FIELDS = (
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Writes an agent to a file for other programs, checks it on real observations, and describes it in a model card."""
 
     run: Annotated[str, tyro.conf.Positional]
@@ -52,8 +53,6 @@ class Flags:
     """Which agent; best: the one that fastdqn eval --keep-best kept."""
     seed: int = 1
     """Seed of the games that the observations are taken from."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 class Comparison(NamedTuple):
@@ -79,13 +78,12 @@ class Comparison(NamedTuple):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import runs
+    run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
+    if flags.output:
+        destination(flags, Path(flags.output))  # refused before anything is built
     from fastdqn.commands import model_card
     from fastdqn.evaluation import set_up
 
-    run = runs.find(flags.run)
-    if flags.output:
-        destination(flags, Path(flags.output))  # refused before anything is built
     agent = set_up(run, NUM_ENVS, flags.seed, which=flags.checkpoint, epsilon=EPSILON, device="cpu")
     config, saved, envs, network = agent.config, agent.saved, agent.envs, agent.network
     obs = observe(agent)

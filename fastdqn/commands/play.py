@@ -11,6 +11,7 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from fastdqn import runs
 from fastdqn.commands import AgentFlags, emit
 from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
@@ -21,7 +22,7 @@ LEAVE = "\x1b[0m\x1b[?25h\x1b[?1049l"
 GIVE_UP_SECONDS = 1.0  # what is later than this is not made up for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flags(AgentFlags):
     """Plays games with a trained agent in the terminal, which has to know 24-bit colour."""
 
@@ -32,8 +33,6 @@ class Flags(AgentFlags):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import runs
-
     run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
     from fastdqn.envs import TASK_HZ
     from fastdqn.evaluation import config_of
@@ -52,15 +51,7 @@ def main(flags: Flags) -> int:
     from fastdqn.rollout import Rollout
 
     with StopRequest() as stop:
-        rollout = Rollout(
-            flags.run,
-            episodes=flags.episodes,
-            protocol=flags.protocol,
-            epsilon=flags.epsilon,
-            seed=flags.seed,
-            device=flags.device,
-            which=flags.checkpoint,
-        )
+        rollout = Rollout(run, episodes=flags.episodes, **flags.playing)
         with closing(rollout), full_screen(stream):
             painter, pace = Painter(stream), Pace(rollout.steps_per_second)
             for scene in rollout:

@@ -11,7 +11,7 @@ from fastdqn import history as past
 from fastdqn import page as html
 from fastdqn.atari import human_normalized_score
 from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, load_preset, preset_names
 from fastdqn.errors import UsageError
 from fastdqn.history import NOT_SETTINGS, History, final_score, load
@@ -37,15 +37,13 @@ CURVES = (
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Writes one HTML page about a run that needs no network: summary, curves, time, config, evaluation, video."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder, or its name under runs/."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Page to write. Empty: report.html in the run's folder."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:
