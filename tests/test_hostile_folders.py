@@ -99,7 +99,7 @@ def test_the_run_that_the_others_damage_is_resumed_to_its_end(run: Path) -> None
         ([*TRAIN, "--run-dir", "y" * 300], "File name too long"),
         (["eval", "RUN", "--threads", "99999999999"], "threads=99999999999: give a number from 1 to 1024"),
         (["eval", "RUN", "--seed", str(2**63)], f"seed={2**63}: give a number from 0 to"),
-        (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "output=/proc/nothing/a.pt2: no such folder; make it first"),
+        (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "out=/proc/nothing/a.pt2: no such folder; make it first"),
     ],
 )
 def test_a_name_that_leads_nowhere_good_is_refused(
@@ -336,7 +336,7 @@ def test_a_read_only_folder_is_refused_to_training_and_open_to_reading(
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert "Read-only file system" in last_line([*TRAIN, "--run-dir", str(disk / "new")], 2, capsys)
         assert "Read-only file system" in last_line(["resume", str(run)], 2, capsys)
-        assert "output=" in last_line(["export", str(run)], 2, capsys)
+        assert "out=" in last_line(["export", str(run)], 2, capsys)
         assert main(["eval", str(run), "--episodes", "2"]) == 0
         printed = capsys.readouterr()
         assert "2 games" in printed.out and "warning: result not saved" in printed.err

@@ -47,7 +47,7 @@ class Flags(JsonFlags):
     """The run's folder, or its name under runs/; it may still be training."""
     format: Literal["pt2", "safetensors"] = "pt2"
     """pt2: program and weights, for torch.export.load; safetensors: weights, and what rebuilds the network."""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o", "--output"])] = ""
     """The file to write; the card is written beside it, with .md appended. Empty: in the run's export/."""
     checkpoint: Literal["newest", "best"] = "newest"
     """Which agent; best: the one that fastdqn eval --keep-best kept."""
@@ -79,8 +79,8 @@ class Comparison(NamedTuple):
 
 def main(flags: Flags) -> int:
     run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
-    if flags.output:
-        destination(flags, Path(flags.output))  # refused before anything is built
+    if flags.out:
+        destination(flags, Path(flags.out))  # refused before anything is built
     from fastdqn.commands import model_card
     from fastdqn.evaluation import set_up
 
@@ -126,16 +126,16 @@ def main(flags: Flags) -> int:
 
 def destination(flags: Flags, default: Path) -> Path:
     """The file to write. The folder of the default is made, of another it has to be there."""
-    path = Path(flags.output) if flags.output else default
+    path = Path(flags.out) if flags.out else default
     if path.suffix != f".{flags.format}":
-        raise UsageError(f"output={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
+        raise UsageError(f"out={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
     try:
-        if flags.output and not path.parent.is_dir():
-            raise UsageError(f"output={path}: no such folder; make it first")
+        if flags.out and not path.parent.is_dir():
+            raise UsageError(f"out={path}: no such folder; make it first")
         path.parent.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise UsageError(f"output={path}: {error.strerror}; name a file in a folder that can be written") from None
+        raise UsageError(f"out={path}: {error.strerror}; name a file in a folder that can be written") from None
     return path
 
 
