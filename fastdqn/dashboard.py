@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn.metrics import Snapshot
-from fastdqn.units import clock, count, duration, number
+from fastdqn.units import clock, count, duration, or_dash
 
 
 class Display:
@@ -140,8 +140,8 @@ def plain_line(s: Snapshot) -> str:
     gpu = "" if s.gpu_memory_bytes is None else f" gpu={s.gpu_memory_bytes / 1e9:.1f}G"
     return (
         f"[{clock(s.wall_seconds)}] frames={count(s.frames)}/{count(s.total_frames)}"
-        f" fps10={count(s.frames_per_second_10s)} fps60={count(s.frames_per_second_60s)} score100={number(s.score_mean_100, 2)} eps={s.epsilon:.3f}"
-        f" loss={number(s.loss, 4)} q={number(s.q_mean, 3)} updates={count(s.updates)} episodes={count(s.episodes)}"
+        f" fps10={count(s.frames_per_second_10s)} fps60={count(s.frames_per_second_60s)} score100={or_dash(s.score_mean_100, '.2f')} eps={s.epsilon:.3f}"
+        f" loss={or_dash(s.loss, '.4f')} q={or_dash(s.q_mean, '.3f')} updates={count(s.updates)} episodes={count(s.episodes)}"
         f" mem={s.memory_bytes / 1e9:.1f}G{gpu} eta={eta}"
     )
 
@@ -162,10 +162,10 @@ def panel(s: Snapshot, width: int) -> Panel:
     words = (
         f"frames/s {count(s.frames_per_second_10s)}",
         f"60 s {count(s.frames_per_second_60s)}",
-        f"score {number(s.score_mean_100, 2)}",
+        f"score {or_dash(s.score_mean_100, '.2f')}",
         f"games {count(s.episodes)}",
-        f"loss {number(s.loss, 4)}",
-        f"Q {number(s.q_mean, 3)}",
+        f"loss {or_dash(s.loss, '.4f')}",
+        f"Q {or_dash(s.q_mean, '.3f')}",
         f"epsilon {s.epsilon:.3f}",
         f"updates {count(s.updates)}",
     )

@@ -21,7 +21,7 @@ from fastdqn import runs, trials
 from fastdqn.dashboard import Display
 from fastdqn.signals import StopRequest
 from fastdqn.trials import Ending, Trial
-from fastdqn.units import clock, count, number
+from fastdqn.units import clock, count, or_dash
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange nothing, and Ray would reserve a third of the memory
 ORDER = ("running", "starting", "failed", "interrupted", "waiting", "finished")  # of the table, from the top
@@ -158,8 +158,8 @@ def cells(row: dict[str, Any], total: int) -> list[str]:
     fps = row["frames_per_second"] if row["state"] in ("running", "finished") else None
     return [
         f"{count(row['frames'] or 0)}/{count(total)}",
-        "-" if fps is None else count(fps),
-        number(row["score_mean_100"], 2),
+        or_dash(fps, count),
+        or_dash(row["score_mean_100"], ".2f"),
         row["node"] or "-",
     ]
 

@@ -7,6 +7,7 @@ import tyro
 
 from fastdqn.atari import GAMES, RANDOM_AND_HUMAN_SCORES, VECTOR_TASKS, num_actions, parse_env
 from fastdqn.commands import JsonFlags, emit
+from fastdqn.units import or_dash
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     width = max(len(row["game"]) for row in rows)
     lines = [f"{'':{width}}  actions  {'random':>9}  {'human':>9}"]
     for row in rows:
-        scores = "  ".join(
-            f"{'-' if row[who] is None else format(row[who], ',.1f'):>9}" for who in ("random_score", "human_score")
-        )
+        scores = "  ".join(f"{or_dash(row[who], ',.1f'):>9}" for who in ("random_score", "human_score"))
         lines.append(f"{row['game']:{width}}  {row['actions']:>7}  {scores}")
     atari = sum(row["atari"] for row in rows)
     lines.append(

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +17,7 @@ from fastdqn.errors import UsageError
 from fastdqn.history import NOT_SETTINGS, History, final_score, load
 from fastdqn.run_folder import replace_text
 from fastdqn.statistics import Curve, mean_curve
-from fastdqn.units import count, duration, number
+from fastdqn.units import count, duration, or_dash
 
 VIDEO_LIMIT_BYTES = 16_000_000  # a third more as base64: what a phone still opens
 PHASES = {
@@ -76,7 +76,7 @@ def page(history: History) -> str:
             html.section("Configuration", configuration(config)),
             html.section(
                 "Hardware and versions",
-                html.table([], [[key, _words(value)] for key, value in place.items()]),
+                html.table([], [[key, or_dash(value, str)] for key, value in place.items()]),
                 html.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
             ),
         ],
@@ -92,15 +92,14 @@ def summary(history: History) -> list[tuple[str, str]]:
     if score is None:
         facts.append(("score", "no finished game yet"))
     else:
-        facts.append((f"score, last {score.games} games", number(score.value, 2)))
+        facts.append((f"score, last {score.games} games", f"{score.value:.2f}"))
         human = human_normalized_score(history.game, score.value)
         facts += [] if human is None else [("human-normalised", f"{human:.1%}")]
-    speed = history.frames_per_second
     facts += [
         ("frames", f"{count(history.frames)} of {count(history.config.total_frames)}"),
         ("games", f"{len(history.games.score):,}"),
         ("training time", duration(history.seconds)),
-        ("frames per second", "-" if speed is None else count(speed)),
+        ("frames per second", or_dash(history.frames_per_second, count)),
     ]
     return facts
 
@@ -138,12 +137,11 @@ def evaluation(history: History) -> str:
     body = []
     for result in reversed(history.evaluations):
         low, high = result["score_ci95"]
-        human = result.get("human_normalized")
         body.append([
             f"{result['protocol']}, sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g}",
             f"{result.get('frames', 0):,}", str(result["episodes"]), f"{result['score_mean']:.2f}",
             f"{low:.2f} to {high:.2f}", f"{result['score_median']:.2f}",
-            f"{result['score_min']:g} to {result['score_max']:g}", "-" if human is None else f"{human:.1%}",
+            f"{result['score_min']:g} to {result['score_max']:g}", or_dash(result.get("human_normalized"), ".1%"),
             str(result["distinct_games"]),
         ])  # fmt: skip
     head = ["protocol", "frames", "games", "mean", "95 % interval", "median", "range", "human-norm.", "distinct"]
@@ -173,11 +171,11 @@ def configuration(config: Config) -> str:
         name = f"the defaults (preset {config.preset} does not ship with this version)"
     values, before, default = asdict(config), asdict(base), asdict(Config())
     changed = [
-        [field, _words(value), _words(before[field]), _words(default[field])]
+        [field, *(or_dash(one, str) for one in (value, before[field], default[field]))]
         for field, value in values.items()
         if value != before[field] and field not in NOT_SETTINGS
     ]
-    everything = html.table(["field", "value"], [[field, _words(value)] for field, value in values.items()])
+    everything = html.table(["field", "value"], [[field, or_dash(value, str)] for field, value in values.items()])
     return "\n".join([
         html.table(["field", "this run", "preset", "default"], changed, f"What differs from {name}.")
         or html.paragraph(f"Nothing differs from {name}."),
@@ -196,7 +194,3 @@ def expected(config: Config) -> Config:
     except UsageError:  # the preset cannot play this env: everything counts as a difference
         return base
     return replace(for_env, env=base.env)
-
-
-def _words(value: Any) -> str:
-    return "-" if value is None else str(value)
