@@ -1,6 +1,7 @@
 """One file per further command: a `Flags` dataclass, its help, and `main(flags)`, which returns the exit code.
 
-A module imports torch, EnvPool and matplotlib inside its functions, so that `--help` stays fast.
+A module imports torch, EnvPool and matplotlib inside its functions, so that `--help` stays fast. Two differ: profile has
+the flags of train and is imported once they are read, and model_card is a part of export.
 """
 
 import json
