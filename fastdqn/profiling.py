@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Verdict:
     operations: list[tuple[str, float, int]]  # name, seconds on the device, calls; longest first
     waits: list[tuple[str, str, int]]  # call, file:line, count
     phases: dict[str, float]
-    advice: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The verdict in Markdown."""
@@ -61,7 +60,7 @@ class Verdict:
         lines += [
             f"- {call} at {place}, {count / self.iterations:.1f} an iteration" for call, place, count in self.waits
         ]
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.advice), ""])
+        return "\n".join([*lines, "", *(f"- {line}" for line in advise(self)), ""])
 
 
 def capture(
@@ -119,7 +118,6 @@ def capture(
         waits=_waits(step, activities, iterations),
         phases=phases,
     )
-    verdict.advice.extend(advise(verdict))
     (out / "verdict.md").write_text(verdict.text(), encoding="utf-8")
     return verdict
 

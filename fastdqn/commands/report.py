@@ -7,14 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from fastdqn import history as past
-from fastdqn import page as html
+from fastdqn import page
 from fastdqn.atari import human_normalized_score
 from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, load_preset, preset_names
 from fastdqn.errors import UsageError
-from fastdqn.history import NOT_SETTINGS, History, final_score, load
+from fastdqn.history import NOT_SETTINGS, History, final_score, levels, load, metric_curve, score_curve
 from fastdqn.run_folder import replace_text
 from fastdqn.statistics import Curve, mean_curve
 from fastdqn.units import count, duration, or_dash
@@ -49,7 +48,7 @@ class Flags(JsonFlags):
 def main(flags: Flags) -> int:
     (history,) = load([flags.run])
     out = Path(flags.out) if flags.out else history.path / "report.html"
-    text = page(history)
+    text = html(history)
     try:
         replace_text(out, text)  # a browser that reloads never sees half a page
     except OSError as error:
@@ -60,24 +59,24 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def page(history: History) -> str:
+def html(history: History) -> str:
     """The page. Reads a run that is still being written too; what is not there yet is left out or said."""
     config, place = history.config, history.environment
     command = history.path / "command.txt"
-    return html.document(
+    return page.document(
         f"{history.game}, preset {config.preset}, seed {config.seed}",
         f"{history.name}: {history.state}" + (f", {history.status['time']}" if "time" in history.status else ""),
         [
-            html.section("Summary", html.facts(summary(history))),
-            html.section("Curves", html.charts(curves(history))),
-            html.section("Where the time went", time_spent(history)),
-            html.section("Evaluation", evaluation(history)),
-            html.section("Video", video(history)),
-            html.section("Configuration", configuration(config)),
-            html.section(
+            page.section("Summary", page.facts(summary(history))),
+            page.section("Curves", page.charts(curves(history))),
+            page.section("Where the time went", time_spent(history)),
+            page.section("Evaluation", evaluation(history)),
+            page.section("Video", video(history)),
+            page.section("Configuration", configuration(config)),
+            page.section(
                 "Hardware and versions",
-                html.table([], [[key, or_dash(value, str)] for key, value in place.items()]),
-                html.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
+                page.table([], [[key, or_dash(value, str)] for key, value in place.items()]),
+                page.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
             ),
         ],
         f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; frames are emulator "
@@ -107,15 +106,15 @@ def summary(history: History) -> list[tuple[str, str]]:
 def curves(history: History) -> list[tuple[str, str]]:
     """SVG and caption: the score, then what CURVES names and the run has logged."""
 
-    def drawn(curve: Curve, ylabel: str, axis: str, levels: dict[str, float]) -> tuple[str, str]:
-        panel = Panel("", history.x_label(axis), ylabel, [Line("", [curve], mean_curve([curve]))], levels)
+    def drawn(curve: Curve, ylabel: str, axis: str, beside: dict[str, float]) -> tuple[str, str]:
+        panel = Panel("", history.x_label(axis), ylabel, [Line("", [curve], mean_curve([curve]))], beside)
         found = limits(panel)
         return svg_chart(panel), "; ".join([ylabel, *(legend_levels(panel, found) if found else [])])
 
-    score = past.score_curve(history, "frames")
-    drawings = [drawn(score, "Score, mean of the last 100 games", "frames", past.levels(history.game))]
+    words = "Score, mean of the last 100 games"
+    drawings = [drawn(score_curve(history, "frames"), words, "frames", levels(history.game))]
     for tag, axis, words in CURVES:
-        curve = past.metric_curve(history, tag, axis, SMOOTHED_ROWS)
+        curve = metric_curve(history, tag, axis, SMOOTHED_ROWS)
         if len(curve.x):
             drawings.append(drawn(curve, words[0].upper() + words[1:], axis, {}))
     return drawings
@@ -127,13 +126,13 @@ def time_spent(history: History) -> str:
     shares = {
         tag.removeprefix("perf/").removesuffix("_frac"): value for tag, value in row.items() if tag.endswith("_frac")
     }
-    return html.bar(shares, PHASES) if shares else html.paragraph("Nothing logged yet.")
+    return page.bar(shares, PHASES) if shares else page.paragraph("Nothing logged yet.")
 
 
 def evaluation(history: History) -> str:
     """The results under eval/, one row each."""
     if not history.evaluations:
-        return html.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
+        return page.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
     body = []
     for result in reversed(history.evaluations):
         low, high = result["score_ci95"]
@@ -145,23 +144,23 @@ def evaluation(history: History) -> str:
             str(result["distinct_games"]),
         ])  # fmt: skip
     head = ["protocol", "frames", "games", "mean", "95 % interval", "median", "range", "human-norm.", "distinct"]
-    return html.table(head, body, "The interval is over the games of this one agent, not over seeds.")
+    return page.table(head, body, "The interval is over the games of this one agent, not over seeds.")
 
 
 def video(history: History) -> str:
     """The newest video that is small enough, and what was left out."""
     folder = history.path / "videos"
-    found = [path for path in folder.glob("*") if path.suffix in html.MEDIA and not path.name.startswith(".")]
+    found = [path for path in folder.glob("*") if path.suffix in page.MEDIA and not path.name.startswith(".")]
     found = sorted((path for path in found if path.stat().st_size), key=lambda path: path.stat().st_mtime)
     if not found:
-        return html.paragraph(f"None yet: fastdqn record {history.path} makes one.")
+        return page.paragraph(f"None yet: fastdqn record {history.path} makes one.")
     large = [path for path in found if path.stat().st_size > VIDEO_LIMIT_BYTES]
     small = [path for path in found if path not in large]
     words = small[-1].name if small else ""
     if found[-1] in large:
         size, limit = found[-1].stat().st_size / 1e6, VIDEO_LIMIT_BYTES / 1e6
         words += f"{'; ' if words else ''}{found[-1].name} ({size:.1f} MB) is larger than {limit:.0f} MB and left out"
-    return (html.media(small[-1]) if small else "") + html.paragraph(words)
+    return (page.media(small[-1]) if small else "") + page.paragraph(words)
 
 
 def configuration(config: Config) -> str:
@@ -175,11 +174,11 @@ def configuration(config: Config) -> str:
         for field, value in values.items()
         if value != before[field] and field not in NOT_SETTINGS
     ]
-    everything = html.table(["field", "value"], [[field, or_dash(value, str)] for field, value in values.items()])
+    everything = page.table(["field", "value"], [[field, or_dash(value, str)] for field, value in values.items()])
     return "\n".join([
-        html.table(["field", "this run", "preset", "default"], changed, f"What differs from {name}.")
-        or html.paragraph(f"Nothing differs from {name}."),
-        html.details("Every field", everything),
+        page.table(["field", "this run", "preset", "default"], changed, f"What differs from {name}.")
+        or page.paragraph(f"Nothing differs from {name}."),
+        page.details("Every field", everything),
     ])  # fmt: skip
 
 
