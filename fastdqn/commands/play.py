@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn import runs
+from fastdqn.atari import steps_per_second
 from fastdqn.commands import AgentFlags, emit
+from fastdqn.config import Config
 from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
 
@@ -34,14 +36,10 @@ class Flags(AgentFlags):
 
 def main(flags: Flags) -> int:
     run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
-    from fastdqn.envs import TASK_HZ
-    from fastdqn.evaluation import config_of
-
-    env = config_of(run).name
-    if not env.is_atari and env.canonical not in TASK_HZ:
-        raise UsageError(
-            f"env={env.canonical}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores"
-        )
+    config = Config.load(run / "config.toml")
+    if steps_per_second(config.name, config.frame_skip) is None:
+        task = config.name.canonical
+        raise UsageError(f"env={task}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores")
     stream = sys.stderr if flags.json else sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         name = "stderr" if flags.json else "stdout"
