@@ -63,6 +63,8 @@ def html(history: History) -> str:
     """The page. Reads a run that is still being written too; what is not there yet is left out or said."""
     config, place = history.config, history.environment
     command = history.path / "command.txt"
+    repeat = config.action_repeat
+    frames = f"frames are emulator frames, {repeat} per env step" if repeat > 1 else "a frame is an env step"
     return page.document(
         f"{history.game}, preset {config.preset}, seed {config.seed}",
         f"{history.name}: {history.state}" + (f", {history.status['time']}" if "time" in history.status else ""),
@@ -79,8 +81,7 @@ def html(history: History) -> str:
                 page.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
             ),
         ],
-        f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; frames are emulator "
-        f"frames, {config.action_repeat} per env step.",
+        f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; {frames}.",
     )
 
 
