@@ -88,6 +88,7 @@ class Dashboard(Display):
             self.draw(panel(snapshot, self._console.width))
         else:
             self.say(plain_line(snapshot))
+            self._last = None  # it need not be said again at the end
 
     def close(self) -> None:
         """Takes the panel away and leaves its figures as one line."""

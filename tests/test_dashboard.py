@@ -77,6 +77,15 @@ def test_plain_mode_without_a_period_prints_every_update_as_one_line_however_lon
     assert len(stream.getvalue().splitlines()) == 2
 
 
+def test_the_last_line_is_not_printed_twice() -> None:
+    stream = io.StringIO()
+    dashboard = Dashboard("plain", stream, plain_seconds=0)
+    dashboard.update(EMPTY)
+    dashboard.update(SNAPSHOT)
+    dashboard.close()
+    assert stream.getvalue().splitlines() == [plain_line(EMPTY), plain_line(SNAPSHOT)]
+
+
 def test_quiet_prints_nothing() -> None:
     stream = io.StringIO()
     dashboard = Dashboard("quiet", stream, plain_seconds=0)
