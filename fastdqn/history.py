@@ -16,6 +16,7 @@ from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.statistics import Curve, first_reached, trailing_mean
+from fastdqn.units import cores
 
 X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}
 WINDOW = 100  # games in the mean that counts as a run's score
@@ -75,7 +76,7 @@ class History:
         place = self.environment
         if not place.get("cpu"):
             return ""
-        return f"{place['gpu'] + ', ' if place.get('gpu') else ''}{place.get('cores', '?')} cores of {place['cpu']}"
+        return f"{place['gpu'] + ', ' if place.get('gpu') else ''}{cores(place.get('cores', '?'))} of {place['cpu']}"
 
 
 class Score(NamedTuple):

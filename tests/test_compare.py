@@ -212,6 +212,13 @@ def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
     assert "Some CPU" in text and "Agarwal" in text
 
 
+def test_a_machine_of_one_core_is_no_plural(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", [1.0])
+    assert compare(capsys, run)["hardware"] == ["4 cores of Some CPU"]
+    (run / "environment.json").write_text(json.dumps({"cpu": "Some CPU", "cores": 1}))
+    assert compare(capsys, run)["hardware"] == ["1 core of Some CPU"]
+
+
 def test_a_run_without_a_finished_game_has_no_score(tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run", state="running")
     (run / "episodes.csv").unlink()
