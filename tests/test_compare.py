@@ -199,6 +199,17 @@ def test_a_reader_that_looks_at_a_folder_does_not_keep_a_run_from_it(tmp_path: P
         RunFolder(run, resumed=True).release()
 
 
+def test_a_seed_that_ran_three_times_is_one_seed(tmp_path: Path, capsys) -> None:
+    runs = []
+    for game in ("Breakout", "Pong"):
+        runs += [write_run(tmp_path / f"{game}{i}", [float(i)] * 10, preset="fast", env=game, seed=7) for i in range(3)]
+    figures = compare(capsys, *runs)
+    assert [row["seeds"] for row in figures["groups"]] == [1, 1] and len(figures["groups"][0]["runs"]) == 3
+    assert figures["overall"][0]["seeds"] == 1
+    assert "fast on Pong: 1 seed, too few to tell; train at least 3" in figures["notes"]
+    assert "fast on Pong has one seed twice: its runs are not independent" in figures["notes"]
+
+
 def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
     runs = list(map(str, seeds(tmp_path, "a", [1, 2, 3])))
     assert main(["compare", *runs]) == 0
