@@ -131,8 +131,11 @@ def group_by(histories: Sequence[History], field: str) -> dict[str, list[History
 
 
 def differing_fields(histories: Sequence[History]) -> list[str]:
-    """The settings that are not the same in all of these runs."""
-    names = [field.name for field in fields(Config) if field.name not in NOT_SETTINGS]
+    """The settings that are not the same in all of these runs, of those that learning depends on."""
+    beside = {"checkpoint_replay", "checkpoint_period_frames", "eval_period_frames", "eval_episodes"}
+    if any(one.config.deterministic for one in histories):
+        beside -= {"checkpoint_period_frames", "eval_period_frames"}  # such a run begins new games at each
+    names = [field.name for field in fields(Config) if field.name not in beside.union(NOT_SETTINGS)]
     return [name for name in names if len({getattr(one.config, name) for one in histories}) > 1]
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_by_hand import log_row, write_evaluation, write_run
@@ -170,6 +171,22 @@ def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) ->
     assert "catch on Catch mixes settings: its runs differ in gamma" in notes
     assert "the runs on Catch have trained for different numbers of frames" in notes
     assert "3 has not finished: cut off, 80 frames" in notes
+
+
+def test_when_runs_save_and_are_evaluated_is_no_setting_unless_new_games_begin_then(tmp_path: Path, capsys) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"checkpoint_period_frames": 10_000, "ui": "quiet"},
+        {"eval_period_frames": 5_000, "eval_episodes": 8},
+    ]
+    for name, deterministic in (("a", False), ("b", True)):
+        runs = [
+            write_run(tmp_path / f"{name}{seed}", [1.0] * 10, seed=seed, deterministic=deterministic, **some)
+            for seed, some in enumerate(changes)
+        ]
+        mixed = [note for note in compare(capsys, *runs)["notes"] if "mixes settings" in note]
+        expected = "catch on Catch mixes settings: its runs differ in checkpoint_period_frames, eval_period_frames"
+        assert mixed == ([expected] if deterministic else [])
 
 
 @pytest.mark.parametrize("status", [None, "running"])
