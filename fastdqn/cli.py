@@ -11,7 +11,7 @@ from fastdqn import __version__
 from fastdqn.arguments import parse, train_config
 from fastdqn.errors import RunError, UsageError
 
-# what it does, an example; the flags and the code of NAME are in commands/NAME.py, of train and profile below
+# what it does, an example; the flags and the code of NAME are in commands/NAME.py, the flags of train and profile in config.py
 COMMANDS = {
     "train": ("train an agent", "fastdqn train --num-envs 64"),
     "resume": ("go on with a run", "fastdqn resume runs/Breakout__fast__s1__..."),

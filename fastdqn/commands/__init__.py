@@ -14,7 +14,7 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class JsonFlags:
-    """What every command takes."""
+    """The flag that every command has; train and profile have it in their Config."""
 
     json: bool = False
     """End stdout with one JSON object; everything else goes to stderr."""

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fastdqn.evaluation import Agent
     from fastdqn.networks import QNetwork
 
-OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25
-BATCH = 64
+OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25  # what the file is checked on: the first steps of so many games
+BATCH = 64  # observations in one call of the check
 TOLERANCE = 1e-5  # of the largest |Q|, at least of 1: float32 rounds at 6e-8, and a sum may be taken in another order
 
 # what `make_network` reads of a config

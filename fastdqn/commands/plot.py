@@ -133,7 +133,7 @@ def newest(line: Line) -> dict[str, Any]:
 
 
 def describe(line: Line, panel: Panel) -> str:
-    """That, in words; of runs that differ in length also where it is."""
+    """What `newest` says, in words; of runs that differ in length also at which x."""
     group = newest(line)
     if group["mean"] is None:
         return f"{line.label}: nothing to draw yet"

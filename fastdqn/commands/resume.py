@@ -11,7 +11,7 @@ from fastdqn.commands import JsonFlags
 from fastdqn.config import Config
 from fastdqn.errors import RunError, UsageError
 
-# of state.json; eval does without
+# of a checkpoint's state.json: what a run goes on from; to play its agent none of them is needed
 NEEDED = ("env_steps", "frames", "updates", "target_syncs", "episodes", "last_100", "epoch", "wall_seconds")
 
 

@@ -19,6 +19,7 @@ from fastdqn.errors import UsageError
 from fastdqn.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
 
+# flags of train that the sweep sets itself, and its own flag for each
 RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json"}  # fmt: skip
 
 
