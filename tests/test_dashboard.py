@@ -148,6 +148,7 @@ def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) 
                "--total-frames", "4k", "--run-dir", str(tmp_path / "run")]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "building 16 games of Catch\n"  # before the plan: it may take half a minute
     assert process.stdout.readline().startswith("fastdqn ")
     process.stdout.close()
     said = process.stderr.read()
