@@ -22,13 +22,23 @@ WordZapper YarsRevenge Zaxxon
 
 FRAME_CAP = 108_000  # of a game: 30 minutes of play, Machado et al. 2018
 
-# Other EnvPool tasks with discrete actions and vector observations: numbers in an observation, and actions.
+_ATARI_HZ = 60.0  # emulator frames a second
+
+
+class _Task(NamedTuple):
+    """Another EnvPool task with discrete actions and vector observations."""
+
+    size: int  # numbers in an observation
+    actions: int
+    hz: float | None  # env steps a second, Gymnasium's `render_fps`; None: EnvPool draws no picture of it
+
+
 _TASKS = {
-    "Acrobot-v1": (6, 3),
-    "CartPole-v1": (4, 2),
-    "Catch-v0": (50, 3),
-    "LunarLander-v3": (8, 4),
-    "MountainCar-v0": (2, 3),
+    "Acrobot-v1": _Task(6, 3, 15.0),
+    "CartPole-v1": _Task(4, 2, 50.0),
+    "Catch-v0": _Task(50, 3, None),
+    "LunarLander-v3": _Task(8, 4, 50.0),
+    "MountainCar-v0": _Task(2, 3, 30.0),
 }
 VECTOR_TASKS = tuple(_TASKS)
 
@@ -194,13 +204,18 @@ def fire_action(game: str, *, full_action_set: bool) -> int | None:
 def num_actions(env: EnvName, *, full_action_set: bool = False) -> int:
     """Actions of a game, by itself those of its minimal set, or of a vector task."""
     if not env.is_atari:
-        return _TASKS[env.canonical][1]
+        return _TASKS[env.canonical].actions
     return FULL_ACTION_SET if full_action_set else _NUM_ACTIONS.get(env.game, FULL_ACTION_SET)
 
 
 def vector_size(task: str) -> int:
     """Numbers in an observation of a vector task. KeyError: no such task."""
-    return _TASKS[task][0]
+    return _TASKS[task].size
+
+
+def steps_per_second(env: EnvName, frame_skip: int) -> float | None:
+    """Env steps a second at the game's own speed; None for a task of which EnvPool draws no picture."""
+    return _ATARI_HZ / frame_skip if env.is_atari else _TASKS[env.canonical].hz
 
 
 def human_normalized_score(game: str, score: float) -> float | None:

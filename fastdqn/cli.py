@@ -11,7 +11,7 @@ from fastdqn import __version__
 from fastdqn.arguments import parse, train_config
 from fastdqn.errors import RunError, UsageError
 
-# what it does, an example; the flags and the code of NAME are in commands/NAME.py, of train and profile below
+# what it does, an example; the flags and the code of NAME are in commands/NAME.py, the flags of train and profile in config.py
 COMMANDS = {
     "train": ("train an agent", "fastdqn train --num-envs 64"),
     "resume": ("go on with a run", "fastdqn resume runs/Breakout__fast__s1__..."),
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         if command in ("train", "profile"):
-            return {"train": _train, "profile": _profile}[command](rest)
+            return _of_a_config(command, rest)
         if command not in ("plot", "compare"):
             _refuse_several_runs(command, rest)
         module = importlib.import_module(f"fastdqn.commands.{command}")
@@ -87,26 +87,18 @@ def _one_line(message: str) -> str:
     return line if len(line) <= 1_000 else f"{line[:500]} ... {line[-500:]}"
 
 
-def _train(argv: list[str]) -> int:
-    config = train_config(argv, prog="fastdqn train")
+def _of_a_config(command: str, argv: list[str]) -> int:
+    """train, or profile, which takes its flags."""
+    config = train_config(argv, prog=f"fastdqn {command}", purpose=PROFILE if command == "profile" else None)
     config.resolved()  # refuses before torch is imported
+    words = ["fastdqn", command, *argv]
+    if command == "profile":
+        from fastdqn.commands import profile
+
+        return profile.main(config, words)
     from fastdqn.trainer import train
 
-    result = train(config, ["fastdqn", "train", *argv])
+    result = train(config, words)
     if config.json and result.first_rank:
         print(json.dumps(result.summary))
     return result.exit_code
-
-
-def _profile(argv: list[str]) -> int:
-    config = train_config(argv, prog="fastdqn profile", purpose=PROFILE)
-    config.resolved()  # refuses before torch is imported
-    from fastdqn.commands import profile
-
-    out, verdict = profile.run(config, ["fastdqn", "profile", *argv])
-    print(verdict.text(), file=sys.stderr if config.json else sys.stdout)
-    print(f"profile: {out}", file=sys.stderr)
-    if config.json:
-        print(json.dumps({"profile": str(out), "wall_seconds": verdict.wall_seconds, "iterations": verdict.iterations,
-                          "gpu_busy": verdict.busy_fraction, "phases": verdict.phases, "waits": verdict.waits}))  # fmt: skip
-    return 0

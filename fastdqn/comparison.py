@@ -77,7 +77,7 @@ def summary(label: str, game: str, members: Sequence[History], *, source: str, r
     row: dict[str, Any] = {
         "group": label,
         "game": game,
-        "seeds": len(scored),
+        "seeds": len({one.config.seed for one, _ in scored}),  # one that ran twice is no second
         "runs": [{"run": str(one.path), "seed": one.config.seed, **score._asdict()} for one, score in scored],
         "score_of": sorted({score.source for _, score in scored}),
         **estimate([scores]),
@@ -96,7 +96,7 @@ def summary(label: str, game: str, members: Sequence[History], *, source: str, r
 
 
 def estimate(scores_by_game: Sequence[np.ndarray]) -> dict[str, Any]:
-    """IQM and 95 % interval of float64 [S] per game; of one seed there is no interval."""
+    """IQM and 95 % interval of float64 [S] per game; of one run there is no interval."""
     scores = np.concatenate(scores_by_game)
     if not len(scores):
         return {"iqm": None, "ci95": None, "mean": None}
@@ -126,7 +126,7 @@ def aggregate(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dic
         {
             "group": group,
             "games": games,
-            "seeds": min(len(scores[group, game]) for game in games),
+            "seeds": min(row["seeds"] for row in rows if row["group"] == group and row["game"] in games),
             **estimate([scores[group, game] for game in games]),
         }
         for group in groups

@@ -191,9 +191,10 @@ class Config:
         return -(-self.total_frames // self.action_repeat)
 
     @property
-    def switched_on(self) -> list[str]:
-        """What is switched on of the algorithm, in words."""
-        return [name.replace("_", " ") for name in _SWITCHES if getattr(self, name)]
+    def algorithm(self) -> str:
+        """Head, encoder, n, optimiser and everything that is switched on, in words."""
+        parts = [f"head {self.head}", f"encoder {self.encoder}", f"n {self.n_step}", self.optimizer]
+        return ", ".join(parts + [name.replace("_", " ") for name in _SWITCHES if getattr(self, name)])
 
     def resolved(self, *, loaded: bool = False) -> tuple["Config", list[str]]:
         """This config with every None and every spelling settled, and one note for each thing that was derived.

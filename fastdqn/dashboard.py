@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -20,59 +20,81 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn.metrics import Snapshot
-from fastdqn.units import clock, count, duration, number
+from fastdqn.units import clock, count, duration, or_dash
 
 
-class Dashboard:
-    """Draws snapshots.
+class Display:
+    """Lines that are said, and on a terminal a picture below them.
 
     Args:
         mode: "live", "plain", "quiet", or "auto": live on a terminal, else plain.
-        stream: where to; stderr when stdout must end with a JSON object.
-        live_seconds, plain_seconds: shortest time between two panels, two lines.
+        stream: where to; None: stdout.
+        live_seconds, plain_seconds: shortest time between two pictures, two lines that stand for them.
     """
 
-    def __init__(
-        self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
-    ) -> None:
+    def __init__(self, mode: str, stream: TextIO | None, *, live_seconds: float, plain_seconds: float) -> None:
         output = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
         self._console = Console(file=cast(TextIO, Lasting(output)), highlight=False)
-        # isatty, not rich's is_terminal: FORCE_COLOR, common in CI, would draw the panel into a log file
+        # isatty, not rich's is_terminal: FORCE_COLOR, common in CI, would draw the picture into a log file
         can_redraw = self._console.file.isatty() and not self._console.is_dumb_terminal
         self.mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
         self._period = live_seconds if self.mode == "live" else plain_seconds
         self._drawn = time.monotonic()
         self._live: Live | None = None
-        self._last: Snapshot | None = None
 
     def say(self, *lines: str) -> None:
-        """Prints lines above the panel."""
+        """Prints lines, above the picture where there is one."""
         if self.mode != "quiet":
             for line in lines:
                 self._console.print(Text(line), soft_wrap=True)
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Draws, if the last drawing is long enough ago."""
-        self._last = snapshot
+    def due(self) -> bool:
+        """Whether the last drawing is long enough ago; the next period then begins."""
         now = time.monotonic()
-        if self.mode == "quiet" or now - self._drawn < self._period:
-            return
+        if now - self._drawn < self._period:
+            return False
         self._drawn = now
-        if self.mode == "plain":
-            self._console.print(Text(plain_line(snapshot)), soft_wrap=True)
-            return
+        return True
+
+    def draw(self, picture: RenderableType) -> None:
+        """Draws the picture anew."""
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(panel(snapshot, self._console.width), refresh=True)
+        self._live.update(picture, refresh=True)
 
     def close(self) -> None:
-        """Takes the panel away and leaves its figures as one line."""
+        """Takes the picture away."""
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self._last is not None and self.mode != "quiet":
-            self._console.print(Text(plain_line(self._last)), soft_wrap=True)
+
+
+class Dashboard(Display):
+    """Draws snapshots of a run; the arguments are those of `Display`."""
+
+    def __init__(
+        self, mode: str, stream: TextIO | None = None, *, live_seconds: float = 1.0, plain_seconds: float = 10.0
+    ) -> None:
+        super().__init__(mode, stream, live_seconds=live_seconds, plain_seconds=plain_seconds)
+        self._last: Snapshot | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Draws, if the last drawing is long enough ago."""
+        self._last = snapshot
+        if self.mode == "quiet" or not self.due():
+            return
+        if self.mode == "live":
+            self.draw(panel(snapshot, self._console.width))
+        else:
+            self.say(plain_line(snapshot))
+            self._last = None  # it need not be said again at the end
+
+    def close(self) -> None:
+        """Takes the panel away and leaves its figures as one line."""
+        super().close()
+        if self._last is not None:
+            self.say(plain_line(self._last))
             self._last = None
 
 
@@ -119,8 +141,8 @@ def plain_line(s: Snapshot) -> str:
     gpu = "" if s.gpu_memory_bytes is None else f" gpu={s.gpu_memory_bytes / 1e9:.1f}G"
     return (
         f"[{clock(s.wall_seconds)}] frames={count(s.frames)}/{count(s.total_frames)}"
-        f" fps10={count(s.frames_per_second_10s)} fps60={count(s.frames_per_second_60s)} score100={number(s.score_mean_100, 2)} eps={s.epsilon:.3f}"
-        f" loss={number(s.loss, 4)} q={number(s.q_mean, 3)} updates={count(s.updates)} episodes={count(s.episodes)}"
+        f" fps10={count(s.frames_per_second_10s)} fps60={count(s.frames_per_second_60s)} score100={or_dash(s.score_mean_100, '.2f')} eps={s.epsilon:.3f}"
+        f" loss={or_dash(s.loss, '.4f')} q={or_dash(s.q_mean, '.3f')} updates={count(s.updates)} episodes={count(s.episodes)}"
         f" mem={s.memory_bytes / 1e9:.1f}G{gpu} eta={eta}"
     )
 
@@ -141,10 +163,10 @@ def panel(s: Snapshot, width: int) -> Panel:
     words = (
         f"frames/s {count(s.frames_per_second_10s)}",
         f"60 s {count(s.frames_per_second_60s)}",
-        f"score {number(s.score_mean_100, 2)}",
+        f"score {or_dash(s.score_mean_100, '.2f')}",
         f"games {count(s.episodes)}",
-        f"loss {number(s.loss, 4)}",
-        f"Q {number(s.q_mean, 3)}",
+        f"loss {or_dash(s.loss, '.4f')}",
+        f"Q {or_dash(s.q_mean, '.3f')}",
         f"epsilon {s.epsilon:.3f}",
         f"updates {count(s.updates)}",
     )

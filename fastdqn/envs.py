@@ -25,14 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn import hardware
-from fastdqn.atari import FRAME_CAP, fire_action, parse_env
+from fastdqn.atari import FRAME_CAP, fire_action, parse_env, steps_per_second
 from fastdqn.errors import UsageError
 from fastdqn.watchdog import Watchdog
 
 INT31_MAX = 2**31 - 1
-ATARI_HZ = 60.0  # emulator frames a second
-# env steps a second; Gymnasium's `render_fps`. Those are the tasks of which EnvPool draws a picture.
-TASK_HZ = {"Acrobot-v1": 15.0, "CartPole-v1": 50.0, "LunarLander-v3": 50.0, "MountainCar-v0": 30.0}
 
 
 class EnvStep(NamedTuple):
@@ -120,13 +117,14 @@ class VectorEnv:
             if self.env == "Catch-v0":  # EnvPool does not cut it, but calls its end past the cap a truncation
                 raise UsageError(f"max_episode_steps={max_episode_steps}: a game of Catch-v0 is 9 steps; leave it out")
         options: dict[str, Any] = {}
-        if render:
-            if not self.is_atari and self.env not in TASK_HZ:
-                raise UsageError(f"env={self.env}: EnvPool draws no picture of it; choose a run of another task")
-            options["render_mode"] = "rgb_array"
         if self.is_atari:
             options |= _atari_options(sticky_actions, full_action_set, noop_max, frame_skip, image_size, grayscale)
             max_episode_steps = max_episode_steps or FRAME_CAP // frame_skip
+        self.steps_per_second = steps_per_second(name, frame_skip)
+        if render:
+            if self.steps_per_second is None:
+                raise UsageError(f"env={self.env}: EnvPool draws no picture of it; choose a run of another task")
+            options["render_mode"] = "rgb_array"
         if max_episode_steps is not None:
             options["max_episode_steps"] = max_episode_steps
         self.rendered = render
@@ -157,7 +155,6 @@ class VectorEnv:
         self.num_actions = int(self._pool.action_space.n)
         self.fire_action = fire_action(self.game, full_action_set=full_action_set)
         self.frame_skip = frame_skip if self.is_atari else 1
-        self.steps_per_second = ATARI_HZ / frame_skip if self.is_atari else TASK_HZ.get(self.env)  # at the game's speed
         cap = int(self._pool.spec.config.max_episode_steps)
         self.max_episode_steps = None if cap == INT31_MAX else cap  # EnvPool's word for none
         if self.is_atari:

@@ -16,6 +16,7 @@ from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.statistics import Curve, first_reached, trailing_mean
+from fastdqn.units import cores
 
 X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}
 WINDOW = 100  # games in the mean that counts as a run's score
@@ -75,7 +76,7 @@ class History:
         place = self.environment
         if not place.get("cpu"):
             return ""
-        return f"{place['gpu'] + ', ' if place.get('gpu') else ''}{place.get('cores', '?')} cores of {place['cpu']}"
+        return f"{place['gpu'] + ', ' if place.get('gpu') else ''}{cores(place.get('cores', '?'))} of {place['cpu']}"
 
 
 class Score(NamedTuple):
@@ -130,8 +131,11 @@ def group_by(histories: Sequence[History], field: str) -> dict[str, list[History
 
 
 def differing_fields(histories: Sequence[History]) -> list[str]:
-    """The settings that are not the same in all of these runs."""
-    names = [field.name for field in fields(Config) if field.name not in NOT_SETTINGS]
+    """The settings that are not the same in all of these runs, of those that learning depends on."""
+    beside = {"checkpoint_replay", "checkpoint_period_frames", "eval_period_frames", "eval_episodes"}
+    if any(one.config.deterministic for one in histories):
+        beside -= {"checkpoint_period_frames", "eval_period_frames"}  # such a run begins new games at each
+    names = [field.name for field in fields(Config) if field.name not in beside.union(NOT_SETTINGS)]
     return [name for name in names if len({getattr(one.config, name) for one in histories}) > 1]
 
 

@@ -1,6 +1,7 @@
 """From a Config to the parts of a run: device, threads, screen, games, ring, network, optimiser, learner."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -43,8 +44,12 @@ class Parts:
     memory: str  # what all of it takes of what was free, part by part
 
 
-def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Parts:
+def build(
+    config: Config, notes: list[str], ranks: Ranks, epoch: int = 0, say: Callable[[str], None] = lambda _: None
+) -> Parts:
     """Builds one rank's parts of a resolved config, and sets torch's global switches; adds to `notes` what was derived.
+
+    Calls `say` with a line before what takes long.
 
     Raises:
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
@@ -68,6 +73,7 @@ def build(config: Config, notes: list[str], ranks: Ranks, epoch: int = 0) -> Par
     screen = make_screen(config, device)
     network = meta_network(config, screen, dtype)
     memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
+    say(f"building {whole.num_envs} game{'s' * (whole.num_envs != 1)} of {config.name.game}")
     envs = make_envs(config, screen, threads.env, epoch=epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
         capacity=config.replay_capacity,

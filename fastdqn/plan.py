@@ -37,7 +37,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"memory    {parts.memory}",
         f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
         f"updates of {config.batch_size} per env step, {target}",
-        f"algorithm {_algorithm(config)}",
+        f"algorithm {config.algorithm}",
         f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
         f"{config.epsilon_decay_steps:,} env steps",
         f"compute   {parameters:,} parameters, {arithmetic}, {kernels}; "
@@ -46,9 +46,3 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     ]
     warning = hardware.nvidia_without_cuda()
     return lines + [f"note      {note}" for note in [*notes, *([warning] if warning else [])]]
-
-
-def _algorithm(config: Config) -> str:
-    """Head, encoder and everything that is switched on, in words."""
-    parts = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", config.optimizer]
-    return ", ".join(parts + config.switched_on)

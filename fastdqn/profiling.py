@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Verdict:
     operations: list[tuple[str, float, int]]  # name, seconds on the device, calls; longest first
     waits: list[tuple[str, str, int]]  # call, file:line, count
     phases: dict[str, float]
-    advice: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The verdict in Markdown."""
@@ -45,7 +44,10 @@ class Verdict:
         total = sum(self.phases.values()) or 1.0
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.phases.items())
         lines.append(f"The host's time: {shares}.")
-        if self.busy_fraction is not None:
+        waits = "The host waits for the device at:" if self.waits else "No wait of the host was found."
+        if self.busy_fraction is None:
+            waits = "Values of tensors are read, which costs nothing on a CPU, at:" if self.waits else ""
+        else:
             lines.append(f"The GPU is busy {self.busy_fraction:.0%} of the time.")
             if self.gaps:
                 lines.append(
@@ -57,11 +59,11 @@ class Verdict:
             f"| `{name[:70]}` | {seconds / self.iterations * 1e3:.3f} | {calls / self.iterations:.1f} |"
             for name, seconds, calls in self.operations[:15]
         ]
-        lines += ["", "The host waits for the device at:" if self.waits else "No wait of the host was found."]
+        lines += ["", waits] if waits else []
         lines += [
             f"- {call} at {place}, {count / self.iterations:.1f} an iteration" for call, place, count in self.waits
         ]
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.advice), ""])
+        return "\n".join([*lines, "", *(f"- {line}" for line in advise(self)), ""])
 
 
 def capture(
@@ -119,7 +121,6 @@ def capture(
         waits=_waits(step, activities, iterations),
         phases=phases,
     )
-    verdict.advice.extend(advise(verdict))
     (out / "verdict.md").write_text(verdict.text(), encoding="utf-8")
     return verdict
 
@@ -145,9 +146,8 @@ def advise(verdict: Verdict) -> list[str]:
     share = {name: seconds / total for name, seconds in verdict.phases.items()}
     advice = []
     if share.get("env", 0) > 0.5:
-        advice.append(
-            "The games are the limit: more cores or --env-threads; the device has time for a higher replay ratio."
-        )
+        idle = "" if verdict.busy_fraction is None else "; the device has time for a higher replay ratio"
+        advice.append(f"The games are the limit: more cores or --env-threads{idle}.")
     if verdict.busy_fraction is not None and verdict.busy_fraction > 0.9:
         advice.append(
             "The GPU is the limit: a larger --batch-size at the same replay ratio costs fewer kernels a sample."

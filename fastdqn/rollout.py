@@ -5,12 +5,12 @@ beside the observations and change nothing.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdqn import runs
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import GameTally, quotas, set_up
 
@@ -29,7 +29,7 @@ class Rollout:
     """Games of the newest agent of a run, one `Scene` per env step. Iterate once, then `close`.
 
     Args:
-        run: the run's folder, or its name under `runs/`; it may still be training.
+        run: a folder that training left behind; it may still be training.
         num_envs: games at once.
         episodes: games to play in all, split evenly over the envs; 0: one each.
         protocol: see `evaluation.protocol_of`.
@@ -45,7 +45,7 @@ class Rollout:
 
     def __init__(
         self,
-        run: str,
+        run: Path,
         *,
         num_envs: int = 1,
         episodes: int = 0,
@@ -57,10 +57,8 @@ class Rollout:
     ) -> None:
         if episodes != 0 and not num_envs <= episodes <= 100_000:
             raise UsageError(f"episodes={episodes}: give a number from {num_envs} to 100000, or 0 for one of each game")
-        self.run, self.protocol, self.seed, self.episodes = runs.find(run), protocol, seed, episodes or num_envs
-        agent = set_up(
-            self.run, num_envs, seed, which=which, protocol=protocol, epsilon=epsilon, device=device, render=True
-        )
+        self.run, self.protocol, self.seed, self.episodes = run, protocol, seed, episodes or num_envs
+        agent = set_up(run, num_envs, seed, which=which, protocol=protocol, epsilon=epsilon, device=device, render=True)
         self.epsilon, self._saved, self._envs, self._player = agent.rules.epsilon, agent.saved, agent.envs, agent.player
         self.trained_frames: int = self._saved.state.get("frames", self._saved.step * agent.config.action_repeat)
         self.env, self.steps_per_second = self._envs.env, self._envs.steps_per_second or 0.0

@@ -68,7 +68,8 @@ class Run:
             if self.ranks.size > 1:
                 self._join_in()
             config = self.config
-            parts = build(config, self.notes, self.ranks, epoch=self.epoch)
+            self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
+            parts = build(config, self.notes, self.ranks, self.epoch, self.dashboard.say)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
             self.fire_action = parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
@@ -81,7 +82,6 @@ class Run:
             learning_starts=config.learning_starts, batch_size=config.batch_size, replay_ratio=config.replay_ratio,
             target_update_period=config.target_update_period if config.polyak == 0 else None,
         )  # fmt: skip
-        self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
         self.plan = plan(config, parts, self.schedule, self.folder.path, self.notes)
         self.dashboard.say(*self.plan, *(["compiling"] if self.learner.compiled else []))
         with refused_in_one_line(config.run_dir):  # compiles

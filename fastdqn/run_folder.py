@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: config, command, environment, status. DESIGN of its names: see the README."""
+"""The folder a run leaves behind: config, command, environment, status. The README names all it holds."""
 
 import fcntl
 import json

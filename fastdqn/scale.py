@@ -9,24 +9,20 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from fastdqn import runs, trials
-from fastdqn.dashboard import Lasting
+from fastdqn.dashboard import Display
 from fastdqn.signals import StopRequest
 from fastdqn.trials import Ending, Trial
-from fastdqn.units import clock, count, number
+from fastdqn.units import clock, count, or_dash
 
-LIVE_SECONDS, PLAIN_SECONDS = 1.0, 60.0  # between two tables; between two lines about a trial that just runs
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange nothing, and Ray would reserve a third of the memory
 ORDER = ("running", "starting", "failed", "interrupted", "waiting", "finished")  # of the table, from the top
 
@@ -97,7 +93,7 @@ def run_all(
         return task.remote(progress.trial, mark)
 
     # Ray has taken SIGTERM for itself, so only from here on are signals ours
-    with StopRequest() as stop, board:
+    with StopRequest() as stop, closing(board):
         pending = {queued(progress): progress for progress in queue}
         stopping = False
         while pending:
@@ -132,48 +128,29 @@ def result(ray: Any, reference: Any) -> Ending:
         return Ending(1, f"Ray: {type(error).__name__}, {text[-1].strip()}")
 
 
-class Board:
+class Board(Display):
     """Shows all trials: a live table on a terminal, else a line for each change and now and then one for who runs.
 
     Args:
-        mode: "live", "plain", "quiet" or "auto", as of train.
+        mode, stream: see `Display`.
         totals: frames of each trial, by name.
     """
 
     def __init__(self, mode: str, stream: TextIO, totals: dict[str, int]) -> None:
-        self._console = Console(file=cast(TextIO, Lasting(stream)), highlight=False)
-        can_redraw = stream.isatty() and not self._console.is_dumb_terminal
-        self._mode = ("live" if can_redraw else "plain") if mode == "auto" else mode
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._mode == "live" else None
+        super().__init__(mode, stream, live_seconds=1.0, plain_seconds=60.0)
         self._totals, self._states = totals, {}
-        self._started = self._drawn = time.monotonic()
-
-    def say(self, line: str) -> None:
-        """Prints a line above the table."""
-        if self._mode != "quiet":
-            self._console.print(Text(line), soft_wrap=True)
+        self._started = time.monotonic()
 
     def update(self, rows: Sequence[dict[str, Any]]) -> None:
         """Draws, if the last drawing is long enough ago; a change of state is a line at once."""
-        now = time.monotonic()
-        due = now - self._drawn >= (LIVE_SECONDS if self._live else PLAIN_SECONDS)
-        self._drawn = now if due else self._drawn
-        if self._live is not None and due:
-            self._live.update(table(rows, self._totals), refresh=True)
-        if self._mode == "plain":
+        due = self.due()
+        if self.mode == "live" and due:
+            self.draw(table(rows, self._totals))
+        if self.mode == "plain":
             for row in rows:
                 if self._states.get(row["trial"], "waiting") != row["state"] or (due and row["state"] == "running"):
-                    self.say(f"[{clock(now - self._started)}] {line(row, self._totals[row['trial']])}")
+                    self.say(f"[{clock(time.monotonic() - self._started)}] {line(row, self._totals[row['trial']])}")
         self._states = {row["trial"]: row["state"] for row in rows}
-
-    def __enter__(self) -> "Board":
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
 
 def cells(row: dict[str, Any], total: int) -> list[str]:
@@ -181,8 +158,8 @@ def cells(row: dict[str, Any], total: int) -> list[str]:
     fps = row["frames_per_second"] if row["state"] in ("running", "finished") else None
     return [
         f"{count(row['frames'] or 0)}/{count(total)}",
-        "-" if fps is None else count(fps),
-        number(row["score_mean_100"], 2),
+        or_dash(fps, count),
+        or_dash(row["score_mean_100"], ".2f"),
         row["node"] or "-",
     ]
 

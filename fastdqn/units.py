@@ -1,5 +1,8 @@
 """Numbers for people: counts, times and sizes in few characters."""
 
+from collections.abc import Callable
+from typing import Any
+
 
 def count(value: float) -> str:
     """1234 -> 1.23k, 12300000 -> 12.3M; whole numbers below 1,000 as they are."""
@@ -10,8 +13,11 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def or_dash(value: Any, form: str | Callable[[Any], str]) -> str:
+    """The value as a specification like ".2f" or a function like `count` writes it; "-" where it is None."""
+    if value is None:
+        return "-"
+    return format(value, form) if isinstance(form, str) else form(value)
 
 
 def cores(number: object) -> str:

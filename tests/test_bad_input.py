@@ -226,7 +226,7 @@ def starts_or_names_the_file(run: Path, terminal: TextIO, command: str, changes:
     assert (
         not line
         or str(path) in line
-        or re.match(r"error: (run|device|precision|cuda_graphs|replay_capacity|env|max_\w+)=", line)
+        or re.match(r"error: (run|device|precision|cuda_graphs|replay_capacity|batch_size|num_envs|env|max_\w+)=", line)
     ), line
 
 

@@ -67,8 +67,8 @@ def test_ctrl_c_where_nothing_has_to_be_saved_is_one_word_and_130(tmp_path: Path
 
 
 def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
-    for command in ("eval", "resume"):
-        script = f"import sys; from fastdqn.cli import main; main(['{command}', 'nothing']); assert 'torch' not in sys.modules"
+    for words in (["eval"], ["resume"], ["play"], ["export"], ["record", "-o", "game.gif"]):
+        script = f"import sys; from fastdqn.cli import main; main({words!r} + ['nothing']); assert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == 0 and "no such folder" in done.stderr, done.stderr
 

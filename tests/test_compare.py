@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_by_hand import log_row, write_evaluation, write_run
@@ -172,6 +173,22 @@ def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) ->
     assert "3 has not finished: cut off, 80 frames" in notes
 
 
+def test_when_runs_save_and_are_evaluated_is_no_setting_unless_new_games_begin_then(tmp_path: Path, capsys) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"checkpoint_period_frames": 10_000, "ui": "quiet"},
+        {"eval_period_frames": 5_000, "eval_episodes": 8},
+    ]
+    for name, deterministic in (("a", False), ("b", True)):
+        runs = [
+            write_run(tmp_path / f"{name}{seed}", [1.0] * 10, seed=seed, deterministic=deterministic, **some)
+            for seed, some in enumerate(changes)
+        ]
+        mixed = [note for note in compare(capsys, *runs)["notes"] if "mixes settings" in note]
+        expected = "catch on Catch mixes settings: its runs differ in checkpoint_period_frames, eval_period_frames"
+        assert mixed == ([expected] if deterministic else [])
+
+
 @pytest.mark.parametrize("status", [None, "running"])
 def test_a_run_is_running_while_its_process_holds_the_folder_and_cut_off_afterwards(
     status: str | None, tmp_path: Path, capsys
@@ -199,6 +216,17 @@ def test_a_reader_that_looks_at_a_folder_does_not_keep_a_run_from_it(tmp_path: P
         RunFolder(run, resumed=True).release()
 
 
+def test_a_seed_that_ran_three_times_is_one_seed(tmp_path: Path, capsys) -> None:
+    runs = []
+    for game in ("Breakout", "Pong"):
+        runs += [write_run(tmp_path / f"{game}{i}", [float(i)] * 10, preset="fast", env=game, seed=7) for i in range(3)]
+    figures = compare(capsys, *runs)
+    assert [row["seeds"] for row in figures["groups"]] == [1, 1] and len(figures["groups"][0]["runs"]) == 3
+    assert figures["overall"][0]["seeds"] == 1
+    assert "fast on Pong: 1 seed, too few to tell; train at least 3" in figures["notes"]
+    assert "fast on Pong has one seed twice: its runs are not independent" in figures["notes"]
+
+
 def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
     runs = list(map(str, seeds(tmp_path, "a", [1, 2, 3])))
     assert main(["compare", *runs]) == 0
@@ -210,6 +238,13 @@ def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:
     assert set(markdown[1]) == {"|", "-", " "}
     assert text.splitlines()[1].split("  ")[0] == "catch" and "1 to 3" in text
     assert "Some CPU" in text and "Agarwal" in text
+
+
+def test_a_machine_of_one_core_is_no_plural(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", [1.0])
+    assert compare(capsys, run)["hardware"] == ["4 cores of Some CPU"]
+    (run / "environment.json").write_text(json.dumps({"cpu": "Some CPU", "cores": 1}))
+    assert compare(capsys, run)["hardware"] == ["1 core of Some CPU"]
 
 
 def test_a_run_without_a_finished_game_has_no_score(tmp_path: Path, capsys) -> None:

@@ -77,6 +77,15 @@ def test_plain_mode_without_a_period_prints_every_update_as_one_line_however_lon
     assert len(stream.getvalue().splitlines()) == 2
 
 
+def test_the_last_line_is_not_printed_twice() -> None:
+    stream = io.StringIO()
+    dashboard = Dashboard("plain", stream, plain_seconds=0)
+    dashboard.update(EMPTY)
+    dashboard.update(SNAPSHOT)
+    dashboard.close()
+    assert stream.getvalue().splitlines() == [plain_line(EMPTY), plain_line(SNAPSHOT)]
+
+
 def test_quiet_prints_nothing() -> None:
     stream = io.StringIO()
     dashboard = Dashboard("quiet", stream, plain_seconds=0)
@@ -139,6 +148,7 @@ def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) 
                "--total-frames", "4k", "--run-dir", str(tmp_path / "run")]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "building 16 games of Catch\n"  # before the plan: it may take half a minute
     assert process.stdout.readline().startswith("fastdqn ")
     process.stdout.close()
     said = process.stderr.read()

@@ -203,9 +203,11 @@ def test_of_a_run_that_is_being_written_the_newest_whole_checkpoint_is_exported(
     ("argv", "message"),
     [
         (["runs/Catch__catch__s2"], "error: run=runs/Catch__catch__s2: no such folder, here or under runs/; did you mean Catch__"),
-        (["Catch__catch__s1", "-o", "agent.onnx"], "error: output=agent.onnx: a file of --format pt2 ends in .pt2"),
-        (["Catch__catch__s1", "-o", "file/agent.pt2"], "error: output=file/agent.pt2: no such folder"),
-        (["Catch__catch__s1", "-o", "nowhere/agent.pt2"], "error: output=nowhere/agent.pt2: no such folder; make it"),
+        (["Catch__catch__s1", "-o", "agent.onnx"], "error: out=agent.onnx: a file of --format pt2 ends in .pt2"),
+        (["Catch__catch__s1", "--out", "agent.onnx"], "error: out=agent.onnx"),
+        (["Catch__catch__s1", "--output", "agent.onnx"], "error: out=agent.onnx"),  # as it was called once
+        (["Catch__catch__s1", "-o", "file/agent.pt2"], "error: out=file/agent.pt2: no such folder"),
+        (["Catch__catch__s1", "-o", "nowhere/agent.pt2"], "error: out=nowhere/agent.pt2: no such folder; make it"),
         (["Catch__catch__s1", "--checkpoint", "best"], "checkpoint=best: this run kept none"),
     ],
 )  # fmt: skip

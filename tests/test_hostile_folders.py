@@ -27,6 +27,7 @@ TRAIN = [
     "train", "--preset", "catch", "--total-frames", "300", "--num-envs", "4", "--learning-starts", "100", "--batch-size",
     "8", "--hidden-size", "8", "--no-compile", "--ui", "quiet", "--torch-threads", "1", "--replay-capacity", "400",
 ]  # fmt: skip
+RESUME = ["resume", "--ui", "quiet"]  # else it says what it builds before it looks into the folder
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_the_run_that_the_others_damage_is_resumed_to_its_end(run: Path) -> None
         ([*TRAIN, "--run-dir", "y" * 300], "File name too long"),
         (["eval", "RUN", "--threads", "99999999999"], "threads=99999999999: give a number from 1 to 1024"),
         (["eval", "RUN", "--seed", str(2**63)], f"seed={2**63}: give a number from 0 to"),
-        (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "output=/proc/nothing/a.pt2: no such folder; make it first"),
+        (["export", "RUN", "-o", "/proc/nothing/a.pt2"], "out=/proc/nothing/a.pt2: no such folder; make it first"),
     ],
 )
 def test_a_name_that_leads_nowhere_good_is_refused(
@@ -156,7 +157,7 @@ def test_nothing_is_written_through_a_symlink_in_a_run_folder(
     outside = (run / name).rename(tmp_path / "outside")
     before = None if outside.is_dir() else outside.read_bytes()
     (run / name).symlink_to(outside)
-    assert f"run_dir={run}: its {name} is a symlink" in last_line(["resume", str(run)], 2, capsys)
+    assert f"run_dir={run}: its {name} is a symlink" in last_line([*RESUME, str(run)], 2, capsys)
     assert (not any(outside.iterdir())) if before is None else outside.read_bytes() == before
 
 
@@ -203,16 +204,16 @@ def test_an_absurd_header_under_a_valid_seal_is_refused_by_every_command(
     kind: str, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     reseal(newest(run), "model.safetensors", HEADERS[kind])
-    for command in ("resume", "eval", "export"):
-        code = 2 if command == "resume" and kind == "no tensors" else 1  # well-formed, but of another network
-        line = last_line([command, str(run)], code, capsys)
+    for command in (RESUME, ["eval"], ["export"]):
+        code = 2 if command == RESUME and kind == "no tensors" else 1  # well-formed, but of another network
+        line = last_line([*command, str(run)], code, capsys)
         assert "is intact" in line or "config.toml" in line, line
 
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_an_absurd_header_of_the_replay_is_refused(kind: str, run: Path, capsys: pytest.CaptureFixture) -> None:
     reseal(newest(run), "replay.safetensors", HEADERS[kind])
-    assert "replay.safetensors" in last_line(["resume", str(run)], 2, capsys)
+    assert "replay.safetensors" in last_line([*RESUME, str(run)], 2, capsys)
 
 
 def test_a_renamed_pickle_is_refused_and_never_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -220,9 +221,9 @@ def test_a_renamed_pickle_is_refused_and_never_run(run: Path, tmp_path: Path, ca
     for name in ("replay.safetensors", "state.json", "model.safetensors", "optimizer.safetensors"):
         kept = (newest(run) / name).read_bytes()
         reseal(newest(run), name, bait)
-        for command in ("resume", "eval", "export"):
-            if name != "replay.safetensors" or command == "resume":
-                last_line([command, str(run)], 2 if name == "replay.safetensors" else 1, capsys)
+        for command in (RESUME, ["eval"], ["export"]):
+            if name != "replay.safetensors" or command == RESUME:
+                last_line([*command, str(run)], 2 if name == "replay.safetensors" else 1, capsys)
         reseal(newest(run), name, kept)
     assert not (tmp_path / "ran").exists()
     pickle.loads(bait)  # the bait is a real one
@@ -254,7 +255,7 @@ def test_a_config_of_another_agent_is_not_resumed(line: str, run: Path, capsys: 
     lines = [line if old.split()[0] == name else old for old in (run / "config.toml").read_text().splitlines()]
     (run / "config.toml").write_text("\n".join(lines))
     log = (run / "metrics.jsonl").read_bytes()
-    assert "not what this checkpoint was trained with" in last_line(["resume", str(run)], 2, capsys)
+    assert "not what this checkpoint was trained with" in last_line([*RESUME, str(run)], 2, capsys)
     assert (run / "metrics.jsonl").read_bytes() == log
 
 
@@ -285,7 +286,7 @@ def test_a_config_nested_without_end_is_refused(
     text: str, message: str, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (run / "config.toml").write_text(text)
-    assert message in last_line(["resume", str(run)], 2, capsys)
+    assert message in last_line([*RESUME, str(run)], 2, capsys)
 
 
 def test_what_a_config_leaves_out_is_derived_by_eval_as_by_train(run: Path) -> None:
@@ -307,7 +308,7 @@ def test_a_run_folder_in_use_by_another_process_is_refused_and_free_once_that_is
     )  # fmt: skip
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        for argv in (["resume", str(run)], [*TRAIN, "--run-dir", str(tmp_path / "new")]):
+        for argv in ([*RESUME, str(run)], [*TRAIN, "--run-dir", str(tmp_path / "new")]):
             assert f"in use by process {holder.pid}; end it first" in last_line(argv, 2, capsys)
         assert main(["eval", str(run), "--episodes", "1"]) == 0  # reading is free
     finally:
@@ -335,8 +336,8 @@ def test_a_read_only_folder_is_refused_to_training_and_open_to_reading(
         run = shutil.copytree(sound, disk / "run")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert "Read-only file system" in last_line([*TRAIN, "--run-dir", str(disk / "new")], 2, capsys)
-        assert "Read-only file system" in last_line(["resume", str(run)], 2, capsys)
-        assert "output=" in last_line(["export", str(run)], 2, capsys)
+        assert "Read-only file system" in last_line([*RESUME, str(run)], 2, capsys)
+        assert "out=" in last_line(["export", str(run)], 2, capsys)
         assert main(["eval", str(run), "--episodes", "2"]) == 0
         printed = capsys.readouterr()
         assert "2 games" in printed.out and "warning: result not saved" in printed.err

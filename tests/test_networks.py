@@ -311,7 +311,11 @@ def test_quantiles_of_one_state_share_its_noise() -> None:
 def test_he_draws_the_layers_before_a_relu_with_variance_two_over_their_inputs() -> None:
     torch.manual_seed(0)
     network = QNetwork((4, 84, 84), 4, head="iqn", dueling=True)
-    outputs = [stream.out.weight.clone() for stream in (network.advantage, network.value) if stream is not None]
+    outputs = [
+        stream.out.get_parameter("weight").clone()
+        for stream in (network.advantage, network.value)
+        if stream is not None
+    ]
     he_init(network)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     assert len(layers) == 3 + 2 * 2 + 1  # convolutions, two streams, the embedding
@@ -321,7 +325,7 @@ def test_he_draws_the_layers_before_a_relu_with_variance_two_over_their_inputs()
             std, mean = layer.weight.std().item(), layer.weight.mean().item()
             assert std == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.04) and abs(mean) < 0.1 * std, name
     for weight, stream in zip(outputs, (network.advantage, network.value), strict=True):
-        assert stream is not None and torch.equal(stream.out.weight, weight)
+        assert stream is not None and torch.equal(stream.out.get_parameter("weight"), weight)
 
 
 def test_he_leaves_noisy_and_spectral_layers_their_own_weights() -> None:

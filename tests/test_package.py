@@ -61,7 +61,7 @@ ROWS = [
 ]
 SEES_CONFIG = {"arguments", "trainer", "run", "evaluation", "parts", "plan", "preflight", "history"}
 SEES_CONFIG |= {f"commands/{name}" for name in ("presets", "resume", "profile", "doctor", "export", "model_card")}
-SEES_CONFIG |= {"commands/report", "commands/sweep"}
+SEES_CONFIG |= {"commands/report", "commands/sweep", "commands/play"}
 
 
 def imports_of(module: str) -> set[str]:

@@ -263,6 +263,16 @@ def test_of_a_task_without_a_picture_eval_is_named_and_not_record(
     )
 
 
+def test_that_is_told_before_torch_and_envpool_are_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys; from fastdqn.cli import main; code = main(['play', sys.argv[1]])\n"
+        "assert not {'torch', 'envpool'} & set(sys.modules), 'heavy imports'; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, str(write_run(tmp_path / "catch"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "draws no picture" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [(["--episodes", "0"], "episodes=0: "), (["--epsilon", "-1"], "epsilon=-1.0: "), ([], "did you mean")],

@@ -45,6 +45,19 @@ def test_advice_follows_from_what_was_seen(changes: dict, word: str) -> None:
     assert any(word in line for line in advise(verdict(**changes)))
 
 
+def test_on_a_cpu_nothing_is_said_of_a_device_beside_it() -> None:
+    games = {"phases": {"env": 0.9, "learn": 0.1}}
+    for waits in ([], [("aten::_local_scalar_dense", "fastdqn/learner.py:1", 20)]):
+        text = verdict(**games, waits=waits).text()
+        assert "GPU" not in text and "device" not in text and "wait" not in text
+        assert (
+            "costs nothing on a CPU, at:\n- aten::_local_scalar_dense at fastdqn/learner.py:1, 2.0" in text
+        ) == bool(waits)
+        text = verdict(**games, waits=waits, busy_fraction=0.3, gaps=[0.02]).text()
+        assert "The GPU is busy 30%" in text and "the device has time" in text
+        assert ("The host waits for the device at:" if waits else "No wait of the host was found.") in text
+
+
 def test_a_capture_leaves_its_files_and_counts_what_ran(tmp_path: Path) -> None:
     phases = {"env": 0.0, "learn": 0.0}
     a = torch.randn(64, 64)

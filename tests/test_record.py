@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scenes(run: Path) -> list[Scene]:
     """Two cells of one random game each."""
-    with closing(Rollout(str(run), num_envs=2, epsilon=1.0)) as rollout:
+    with closing(Rollout(run, num_envs=2, epsilon=1.0)) as rollout:
         return list(rollout)
 
 
@@ -51,7 +51,7 @@ def frames_of(path: Path) -> tuple[list[np.ndarray], int]:
 
 def test_the_recorded_games_are_the_ones_that_evaluation_counts(run: Path) -> None:
     counted = evaluate(run, episodes=3, num_envs=2, epsilon=0.9, protocol="noop", seed=5)
-    with closing(Rollout(str(run), num_envs=2, episodes=3, epsilon=0.9, protocol="noop", seed=5)) as rollout:
+    with closing(Rollout(run, num_envs=2, episodes=3, epsilon=0.9, protocol="noop", seed=5)) as rollout:
         shown = list(rollout)
     games = rollout.tally.games
     assert np.mean([game.score for game in games]) == counted["score_mean"] > 0
@@ -143,7 +143,7 @@ def test_a_gif_has_the_exact_colours_and_the_games_speed(
     assert figures["games"] == [] and len(figures["unfinished_scores"]) == 2
     pictures, milliseconds = frames_of(out)
     assert milliseconds == 3_000
-    with closing(Rollout(str(run), num_envs=2, epsilon=1.0)) as rollout:
+    with closing(Rollout(run, num_envs=2, epsilon=1.0)) as rollout:
         wanted = list(record.draw(record.until_stopped(rollout, 3, StopRequest()), 2, 1, overlay=False))
     distinct = [picture for i, picture in enumerate(wanted) if i == 0 or (picture != wanted[i - 1]).any()]
     assert len(pictures) == len(distinct) > 20
@@ -177,7 +177,7 @@ def test_an_mp4_is_h264_in_yuv420p_at_the_games_speed(run: Path, capsys: pytest.
     assert meta["size"] == (figures["width"], figures["height"]) == (480, 630 + 72)
     pictures = [np.frombuffer(data, np.uint8).reshape(702, 480, 3) for data in reader]
     assert len(pictures) == 30 == figures["env_steps"]
-    with closing(Rollout(str(run), epsilon=1.0)) as rollout:
+    with closing(Rollout(run, epsilon=1.0)) as rollout:
         first = next(iter(rollout)).screen[0].repeat(3, axis=0).repeat(3, axis=1)
     assert np.abs(pictures[0][:630].astype(int) - first).mean() < 3  # lossy
 
@@ -223,7 +223,7 @@ def test_games_are_tiled_in_reading_order() -> None:
 
 def test_a_stop_is_answered_after_the_scene_and_what_is_there_is_kept(run: Path, tmp_path: Path) -> None:
     stop = StopRequest()
-    with closing(Rollout(str(run))) as rollout:
+    with closing(Rollout(run)) as rollout:
         pictures = record.draw(record.until_stopped(rollout, None, stop), 1, 1, overlay=False)
 
         def interrupted() -> Iterator[np.ndarray]:

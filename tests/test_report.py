@@ -122,6 +122,11 @@ def test_the_page_has_its_sections_and_their_figures(tmp_path: Path) -> None:
     assert "Some CPU" in page.text and "torch 2.13.0" in page.text and "fastdqn train --preset fast" in page.text
 
 
+def test_the_foot_says_what_a_frame_is(tmp_path: Path) -> None:
+    assert "frames are emulator frames, 4 per env step." in make(full_run(tmp_path / "atari")).text
+    assert "Scores are unclipped; a frame is an env step." in make(write_run(tmp_path / "catch", [1.0])).text
+
+
 def test_only_settings_that_differ_from_the_preset_are_listed(tmp_path: Path) -> None:
     same = make(write_run(tmp_path / "same", [1.0]))
     assert "Nothing differs from preset catch." in same.text

@@ -73,8 +73,8 @@ def test_the_first_weights_are_the_asked_ones_and_of_the_target_too() -> None:
     for weight_init, bound in (("he", 0.0), ("torch", 1 / 16)):
         learner = built(replace(BREAKOUT, weight_init=weight_init)).learner
         for network in (learner.online, learner.target):
-            bias = network.encoder[0].bias.abs().max()
-            assert float(bias) == pytest.approx(bound, rel=0.2)
+            first = network.get_parameter("encoder.0.bias").abs().max().item()
+            assert first == pytest.approx(bound, rel=0.2)
 
 
 @pytest.mark.parametrize("centered", [False, True])

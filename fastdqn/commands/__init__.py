@@ -1,6 +1,7 @@
 """One file per further command: a `Flags` dataclass, its help, and `main(flags)`, which returns the exit code.
 
-A module imports torch, EnvPool and matplotlib inside its functions, so that `--help` stays fast.
+A module imports torch, EnvPool and matplotlib inside its functions, so that `--help` stays fast. Two differ: profile has
+the flags of train and is imported once they are read, and model_card is a part of export.
 """
 
 import json
@@ -11,8 +12,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 
+@dataclass(frozen=True, kw_only=True)
+class JsonFlags:
+    """The flag that every command has; train and profile have it in their Config."""
+
+    json: bool = False
+    """End stdout with one JSON object; everything else goes to stderr."""
+
+
 @dataclass(frozen=True)
-class AgentFlags:
+class AgentFlags(JsonFlags):
     """Which agent plays, and by which rules: flags of every command that plays."""
 
     run: Annotated[str, tyro.conf.Positional]
@@ -27,8 +36,17 @@ class AgentFlags:
     """Which agent plays; best: the one that --keep-best kept."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
+
+    @property
+    def playing(self) -> dict[str, Any]:
+        """As keywords of `evaluate` and of `Rollout`."""
+        return {
+            "epsilon": self.epsilon,
+            "protocol": self.protocol,
+            "seed": self.seed,
+            "which": self.checkpoint,
+            "device": self.device,
+        }
 
 
 def emit(text: str, figures: Any, *, as_json: bool) -> None:

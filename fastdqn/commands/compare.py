@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.comparison import compare
 from fastdqn.history import load
-from fastdqn.units import count, duration
+from fastdqn.units import count, duration, or_dash
 
 DEFINITIONS = (
     "IQM: mean of the scores of a group's seeds without the lowest and the highest quarter, each rounded down (of fewer "
@@ -19,7 +19,7 @@ DEFINITIONS = (
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Compares groups of runs: interquartile mean over seeds with its interval, speed, time to reach a score."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -32,8 +32,6 @@ class Flags:
     """Also when the mean of the last 100 games of training first got to this score."""
     format: Literal["text", "markdown"] = "text"
     """How the table is written."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:
@@ -49,20 +47,26 @@ def text(figures: dict[str, Any], *, markdown: bool) -> str:
     head += [] if reach is None else [f"frames to {reach:g}", f"time to {reach:g}", "reached"]
     body = []
     for row in figures["groups"]:
-        cells = [row["group"], row["game"], str(row["seeds"]), _number(row["iqm"]), _interval(row["ci95"], "{:.4g}")]
-        cells += [_percent(row["human_normalized"]), count(row["frames"])]
-        cells += ["-" if row["frames_per_second"] is None else count(row["frames_per_second"])]
-        cells += [", ".join(row["score_of"]) or "-"]
+        cells = [
+            row["group"],
+            row["game"],
+            str(row["seeds"]),
+            or_dash(row["iqm"], ".4g"),
+            _interval(row["ci95"], ".4g"),
+            or_dash(row["human_normalized"], ".1%"),
+            count(row["frames"]),
+            or_dash(row["frames_per_second"], count),
+            ", ".join(row["score_of"]) or "-",
+        ]
         if reach is not None:
-            cells += ["-" if row["reach_frames"] is None else count(row["reach_frames"])]
-            cells += ["-" if row["reach_seconds"] is None else duration(row["reach_seconds"]), row["reached"]]
+            cells += [or_dash(row["reach_frames"], count), or_dash(row["reach_seconds"], duration), row["reached"]]
         body.append(cells)
     parts = [table(head, body, markdown=markdown)]
     if figures["overall"]:
         games = figures["overall"][0]["games"]
         parts.append(f"Human-normalised over {len(games)} games ({', '.join(games)}):")
         cells = [
-            [row["group"], str(row["seeds"]), _percent(row["iqm"]), _interval(row["ci95"], "{:.1%}")]
+            [row["group"], str(row["seeds"]), or_dash(row["iqm"], ".1%"), _interval(row["ci95"], ".1%")]
             for row in figures["overall"]
         ]
         parts.append(table(["group", "seeds a game", "IQM", "95 % interval"], cells, markdown=markdown))
@@ -84,13 +88,5 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, markdown: bool)
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
 def _interval(ends: Sequence[float] | None, form: str) -> str:
-    return "-" if ends is None else f"{form.format(ends[0])} to {form.format(ends[1])}"
+    return or_dash(ends, lambda ends: " to ".join(format(end, form) for end in ends))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fastdqn.atari import GAMES, num_actions
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config
 
 FRAME = (84, 84)
@@ -31,11 +31,8 @@ EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Checks what training needs on this machine, and says how to get what is missing. Exit code 1: training would fail."""
-
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 class Finding(NamedTuple):

@@ -6,17 +6,16 @@ from typing import Annotated, Any
 import tyro
 
 from fastdqn.atari import GAMES, RANDOM_AND_HUMAN_SCORES, VECTOR_TASKS, num_actions, parse_env
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
+from fastdqn.units import or_dash
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Lists the games with their number of actions and the scores of random play and of a human tester."""
 
     filter: Annotated[str, tyro.conf.Positional] = ""
     """A part of the name, in any case, or a spelling that --env takes; none: all of them."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:
@@ -57,9 +56,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     width = max(len(row["game"]) for row in rows)
     lines = [f"{'':{width}}  actions  {'random':>9}  {'human':>9}"]
     for row in rows:
-        scores = "  ".join(
-            f"{'-' if row[who] is None else format(row[who], ',.1f'):>9}" for who in ("random_score", "human_score")
-        )
+        scores = "  ".join(f"{or_dash(row[who], ',.1f'):>9}" for who in ("random_score", "human_score"))
         lines.append(f"{row['game']:{width}}  {row['actions']:>7}  {scores}")
     atari = sum(row["atari"] for row in rows)
     lines.append(

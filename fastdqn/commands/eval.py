@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fastdqn import runs
 from fastdqn.commands import AgentFlags, emit
 
 
@@ -21,22 +22,16 @@ class Flags(AgentFlags):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import runs
-
     run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
     from fastdqn.evaluation import evaluate
 
     result = evaluate(
         run,
         episodes=flags.episodes,
-        epsilon=flags.epsilon,
-        protocol=flags.protocol,
         num_envs=flags.num_envs,
-        seed=flags.seed,
-        device=flags.device,
         threads=flags.threads,
-        which=flags.checkpoint,
         keep_best=flags.keep_best,
+        **flags.playing,
     )
     emit(format_result(result), result, as_json=flags.json)
     return 0

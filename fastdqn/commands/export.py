@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from fastdqn.commands import emit
+from fastdqn import runs
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 
@@ -27,27 +28,25 @@ if TYPE_CHECKING:
     from fastdqn.evaluation import Agent
     from fastdqn.networks import QNetwork
 
-OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25
-BATCH = 64
+OBSERVATIONS, NUM_ENVS, EPSILON = 1_024, 8, 0.25  # what the file is checked on: the first steps of so many games
+BATCH = 64  # observations in one call of the check
 TOLERANCE = 1e-5  # of the largest |Q|, at least of 1: float32 rounds at 6e-8, and a sum may be taken in another order
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Writes an agent to a file for other programs, checks it on real observations, and describes it in a model card."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder, or its name under runs/; it may still be training."""
     format: Literal["pt2", "safetensors"] = "pt2"
     """pt2: program and weights, for torch.export.load; safetensors: weights, and what rebuilds the network."""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o", "--output"])] = ""
     """The file to write; the card is written beside it, with .md appended. Empty: in the run's export/."""
     checkpoint: Literal["newest", "best"] = "newest"
     """Which agent; best: the one that fastdqn eval --keep-best kept."""
     seed: int = 1
     """Seed of the games that the observations are taken from."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 class Comparison(NamedTuple):
@@ -73,14 +72,13 @@ class Comparison(NamedTuple):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import runs
+    run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
+    if flags.out:
+        destination(flags, Path(flags.out))  # refused before anything is built
     from fastdqn.commands import model_card
     from fastdqn.evaluation import set_up
     from fastdqn.parts import NETWORK_FIELDS
 
-    run = runs.find(flags.run)
-    if flags.output:
-        destination(flags, Path(flags.output))  # refused before anything is built
     agent = set_up(run, NUM_ENVS, flags.seed, which=flags.checkpoint, epsilon=EPSILON, device="cpu")
     config, saved, envs, network = agent.config, agent.saved, agent.envs, agent.network
     obs = observe(agent)
@@ -123,16 +121,16 @@ def main(flags: Flags) -> int:
 
 def destination(flags: Flags, default: Path) -> Path:
     """The file to write. The folder of the default is made, of another it has to be there."""
-    path = Path(flags.output) if flags.output else default
+    path = Path(flags.out) if flags.out else default
     if path.suffix != f".{flags.format}":
-        raise UsageError(f"output={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
+        raise UsageError(f"out={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
     try:
-        if flags.output and not path.parent.is_dir():
-            raise UsageError(f"output={path}: no such folder; make it first")
+        if flags.out and not path.parent.is_dir():
+            raise UsageError(f"out={path}: no such folder; make it first")
         path.parent.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise UsageError(f"output={path}: {error.strerror}; name a file in a folder that can be written") from None
+        raise UsageError(f"out={path}: {error.strerror}; name a file in a folder that can be written") from None
     return path
 
 

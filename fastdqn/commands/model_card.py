@@ -13,7 +13,6 @@ def text(
     run: Path, config: Config, saved: Checkpoint, figures: dict[str, Any], comparison: str, *, fire_action: int | None
 ) -> str:
     """The card. `figures` is what `fastdqn export --json` prints, `comparison` its check in words."""
-    words = [f"head {config.head}", f"encoder {config.encoder}", f"n {config.n_step}", *config.switched_on]
     file = Path(figures["file"]).name
     return f"""# {figures["env"]}: an agent of preset {config.preset}
 
@@ -40,7 +39,7 @@ def text(
 
 ## Training
 
-* Network: {", ".join(words)}; preset {config.preset}, seed {config.seed}. All settings: `config.toml` of the run.
+* Algorithm: {config.algorithm}; preset {config.preset}, seed {config.seed}. All settings: `config.toml` of the run.
 * Command: `{_read(run / "command.txt")}`
 * {machine(runs.environment(run))}
 

@@ -11,7 +11,10 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from fastdqn import runs
+from fastdqn.atari import steps_per_second
 from fastdqn.commands import AgentFlags, emit
+from fastdqn.config import Config
 from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
 
@@ -21,7 +24,7 @@ LEAVE = "\x1b[0m\x1b[?25h\x1b[?1049l"
 GIVE_UP_SECONDS = 1.0  # what is later than this is not made up for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flags(AgentFlags):
     """Plays games with a trained agent in the terminal, which has to know 24-bit colour."""
 
@@ -32,17 +35,11 @@ class Flags(AgentFlags):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import runs
-
     run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
-    from fastdqn.envs import TASK_HZ
-    from fastdqn.evaluation import config_of
-
-    env = config_of(run).name
-    if not env.is_atari and env.canonical not in TASK_HZ:
-        raise UsageError(
-            f"env={env.canonical}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores"
-        )
+    config = Config.load(run / "config.toml")
+    if steps_per_second(config.name, config.frame_skip) is None:
+        task = config.name.canonical
+        raise UsageError(f"env={task}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores")
     stream = sys.stderr if flags.json else sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         name = "stderr" if flags.json else "stdout"
@@ -52,15 +49,7 @@ def main(flags: Flags) -> int:
     from fastdqn.rollout import Rollout
 
     with StopRequest() as stop:
-        rollout = Rollout(
-            flags.run,
-            episodes=flags.episodes,
-            protocol=flags.protocol,
-            epsilon=flags.epsilon,
-            seed=flags.seed,
-            device=flags.device,
-            which=flags.checkpoint,
-        )
+        rollout = Rollout(run, episodes=flags.episodes, **flags.playing)
         with closing(rollout), full_screen(stream):
             painter, pace = Painter(stream), Pace(rollout.steps_per_second)
             for scene in rollout:

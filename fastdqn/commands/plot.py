@@ -10,7 +10,7 @@ import tyro
 
 from fastdqn import history
 from fastdqn.charts import COLOURS, Line, Panel, ascii_chart
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.errors import UsageError
 from fastdqn.history import History, load
 from fastdqn.statistics import mean_curve
@@ -18,7 +18,7 @@ from fastdqn.units import count
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Draws curves: every seed thin, each group's mean thick with a 95 % band, one panel per game."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -35,8 +35,6 @@ class Flags:
     """Games, or log rows of 2 s, in the running mean. 0: 100 games, 10 rows."""
     ascii: bool = False
     """Draw in the terminal, with characters."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:
@@ -135,7 +133,7 @@ def newest(line: Line) -> dict[str, Any]:
 
 
 def describe(line: Line, panel: Panel) -> str:
-    """That, in words; of runs that differ in length also where it is."""
+    """What `newest` says, in words; of runs that differ in length also at which x."""
     group = newest(line)
     if group["mean"] is None:
         return f"{line.label}: nothing to draw yet"

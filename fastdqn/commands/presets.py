@@ -5,18 +5,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, load_preset, preset_names, preset_text
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Lists the presets, or prints one of them."""
 
     name: Annotated[str, tyro.conf.Positional] = ""
     """The preset to print as TOML; none: a list of all."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:

@@ -1,10 +1,12 @@
 """`fastdqn profile`: a few iterations of the training loop under torch.profiler, and what they say."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fastdqn.commands import emit
 from fastdqn.config import Config
 from fastdqn.profiling import Verdict, capture
 from fastdqn.run import Run
@@ -12,6 +14,22 @@ from fastdqn.run_folder import default_path
 from fastdqn.trainer import no_garbage_collection, step_group
 
 WARM_GROUPS = 30  # groups with learning under way before the capture
+
+
+def main(config: Config, command: Sequence[str]) -> int:
+    """Not of `Flags`, but of the config that `train` would run with."""
+    out, verdict = run(config, command)
+    print(f"profile: {out}", file=sys.stderr)
+    figures = {
+        "profile": str(out),
+        "wall_seconds": verdict.wall_seconds,
+        "iterations": verdict.iterations,
+        "gpu_busy": verdict.busy_fraction,
+        "phases": verdict.phases,
+        "waits": verdict.waits,
+    }
+    emit(verdict.text(), figures, as_json=config.json)
+    return 0
 
 
 def run(config: Config, command: Sequence[str]) -> tuple[Path, Verdict]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from fastdqn import runs
 from fastdqn.commands import AgentFlags, emit
 from fastdqn.errors import UsageError
 from fastdqn.signals import StopRequest
@@ -52,19 +53,11 @@ class Flags(AgentFlags):
 def main(flags: Flags) -> int:
     rows, columns = parse_grid(flags.grid)
     check(flags)
+    run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
     from fastdqn.rollout import Rollout
 
     with StopRequest() as stop:
-        rollout = Rollout(
-            flags.run,
-            num_envs=rows * columns,
-            episodes=flags.episodes,
-            protocol=flags.protocol,
-            epsilon=flags.epsilon,
-            seed=flags.seed,
-            device=flags.device,
-            which=flags.checkpoint,
-        )
+        rollout = Rollout(run, num_envs=rows * columns, episodes=flags.episodes, **flags.playing)
         with closing(rollout):
             out = Path(flags.out) if flags.out else default_out(rollout)
             scenes = until_stopped(rollout, seconds_of(flags), stop)

@@ -3,21 +3,20 @@
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from fastdqn import history as past
-from fastdqn import page as html
+from fastdqn import page
 from fastdqn.atari import human_normalized_score
 from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, load_preset, preset_names
 from fastdqn.errors import UsageError
-from fastdqn.history import NOT_SETTINGS, History, final_score, load
+from fastdqn.history import NOT_SETTINGS, History, final_score, levels, load, metric_curve, score_curve
 from fastdqn.run_folder import replace_text
 from fastdqn.statistics import Curve, mean_curve
-from fastdqn.units import count, duration, number
+from fastdqn.units import count, duration, or_dash
 
 VIDEO_LIMIT_BYTES = 16_000_000  # a third more as base64: what a phone still opens
 PHASES = {
@@ -37,21 +36,19 @@ CURVES = (
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Writes one HTML page about a run that needs no network: summary, curves, time, config, evaluation, video."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder, or its name under runs/."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Page to write. Empty: report.html in the run's folder."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:
     (history,) = load([flags.run])
     out = Path(flags.out) if flags.out else history.path / "report.html"
-    text = page(history)
+    text = html(history)
     try:
         replace_text(out, text)  # a browser that reloads never sees half a page
     except OSError as error:
@@ -62,28 +59,29 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def page(history: History) -> str:
+def html(history: History) -> str:
     """The page. Reads a run that is still being written too; what is not there yet is left out or said."""
     config, place = history.config, history.environment
     command = history.path / "command.txt"
-    return html.document(
+    repeat = config.action_repeat
+    frames = f"frames are emulator frames, {repeat} per env step" if repeat > 1 else "a frame is an env step"
+    return page.document(
         f"{history.game}, preset {config.preset}, seed {config.seed}",
         f"{history.name}: {history.state}" + (f", {history.status['time']}" if "time" in history.status else ""),
         [
-            html.section("Summary", html.facts(summary(history))),
-            html.section("Curves", html.charts(curves(history))),
-            html.section("Where the time went", time_spent(history)),
-            html.section("Evaluation", evaluation(history)),
-            html.section("Video", video(history)),
-            html.section("Configuration", configuration(config)),
-            html.section(
+            page.section("Summary", page.facts(summary(history))),
+            page.section("Curves", page.charts(curves(history))),
+            page.section("Where the time went", time_spent(history)),
+            page.section("Evaluation", evaluation(history)),
+            page.section("Video", video(history)),
+            page.section("Configuration", configuration(config)),
+            page.section(
                 "Hardware and versions",
-                html.table([], [[key, _words(value)] for key, value in place.items()]),
-                html.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
+                page.table([], [[key, or_dash(value, str)] for key, value in place.items()]),
+                page.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
             ),
         ],
-        f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; frames are emulator "
-        f"frames, {config.action_repeat} per env step.",
+        f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; {frames}.",
     )
 
 
@@ -94,15 +92,14 @@ def summary(history: History) -> list[tuple[str, str]]:
     if score is None:
         facts.append(("score", "no finished game yet"))
     else:
-        facts.append((f"score, last {score.games} games", number(score.value, 2)))
+        facts.append((f"score, last {score.games} games", f"{score.value:.2f}"))
         human = human_normalized_score(history.game, score.value)
         facts += [] if human is None else [("human-normalised", f"{human:.1%}")]
-    speed = history.frames_per_second
     facts += [
         ("frames", f"{count(history.frames)} of {count(history.config.total_frames)}"),
         ("games", f"{len(history.games.score):,}"),
         ("training time", duration(history.seconds)),
-        ("frames per second", "-" if speed is None else count(speed)),
+        ("frames per second", or_dash(history.frames_per_second, count)),
     ]
     return facts
 
@@ -110,15 +107,15 @@ def summary(history: History) -> list[tuple[str, str]]:
 def curves(history: History) -> list[tuple[str, str]]:
     """SVG and caption: the score, then what CURVES names and the run has logged."""
 
-    def drawn(curve: Curve, ylabel: str, axis: str, levels: dict[str, float]) -> tuple[str, str]:
-        panel = Panel("", history.x_label(axis), ylabel, [Line("", [curve], mean_curve([curve]))], levels)
+    def drawn(curve: Curve, ylabel: str, axis: str, beside: dict[str, float]) -> tuple[str, str]:
+        panel = Panel("", history.x_label(axis), ylabel, [Line("", [curve], mean_curve([curve]))], beside)
         found = limits(panel)
         return svg_chart(panel), "; ".join([ylabel, *(legend_levels(panel, found) if found else [])])
 
-    score = past.score_curve(history, "frames")
-    drawings = [drawn(score, "Score, mean of the last 100 games", "frames", past.levels(history.game))]
+    words = "Score, mean of the last 100 games"
+    drawings = [drawn(score_curve(history, "frames"), words, "frames", levels(history.game))]
     for tag, axis, words in CURVES:
-        curve = past.metric_curve(history, tag, axis, SMOOTHED_ROWS)
+        curve = metric_curve(history, tag, axis, SMOOTHED_ROWS)
         if len(curve.x):
             drawings.append(drawn(curve, words[0].upper() + words[1:], axis, {}))
     return drawings
@@ -130,42 +127,41 @@ def time_spent(history: History) -> str:
     shares = {
         tag.removeprefix("perf/").removesuffix("_frac"): value for tag, value in row.items() if tag.endswith("_frac")
     }
-    return html.bar(shares, PHASES) if shares else html.paragraph("Nothing logged yet.")
+    return page.bar(shares, PHASES) if shares else page.paragraph("Nothing logged yet.")
 
 
 def evaluation(history: History) -> str:
     """The results under eval/, one row each."""
     if not history.evaluations:
-        return html.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
+        return page.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
     body = []
     for result in reversed(history.evaluations):
         low, high = result["score_ci95"]
-        human = result.get("human_normalized")
         body.append([
             f"{result['protocol']}, sticky {result['sticky_actions']:g}, epsilon {result['epsilon']:g}",
             f"{result.get('frames', 0):,}", str(result["episodes"]), f"{result['score_mean']:.2f}",
             f"{low:.2f} to {high:.2f}", f"{result['score_median']:.2f}",
-            f"{result['score_min']:g} to {result['score_max']:g}", "-" if human is None else f"{human:.1%}",
+            f"{result['score_min']:g} to {result['score_max']:g}", or_dash(result.get("human_normalized"), ".1%"),
             str(result["distinct_games"]),
         ])  # fmt: skip
     head = ["protocol", "frames", "games", "mean", "95 % interval", "median", "range", "human-norm.", "distinct"]
-    return html.table(head, body, "The interval is over the games of this one agent, not over seeds.")
+    return page.table(head, body, "The interval is over the games of this one agent, not over seeds.")
 
 
 def video(history: History) -> str:
     """The newest video that is small enough, and what was left out."""
     folder = history.path / "videos"
-    found = [path for path in folder.glob("*") if path.suffix in html.MEDIA and not path.name.startswith(".")]
+    found = [path for path in folder.glob("*") if path.suffix in page.MEDIA and not path.name.startswith(".")]
     found = sorted((path for path in found if path.stat().st_size), key=lambda path: path.stat().st_mtime)
     if not found:
-        return html.paragraph(f"None yet: fastdqn record {history.path} makes one.")
+        return page.paragraph(f"None yet: fastdqn record {history.path} makes one.")
     large = [path for path in found if path.stat().st_size > VIDEO_LIMIT_BYTES]
     small = [path for path in found if path not in large]
     words = small[-1].name if small else ""
     if found[-1] in large:
         size, limit = found[-1].stat().st_size / 1e6, VIDEO_LIMIT_BYTES / 1e6
         words += f"{'; ' if words else ''}{found[-1].name} ({size:.1f} MB) is larger than {limit:.0f} MB and left out"
-    return (html.media(small[-1]) if small else "") + html.paragraph(words)
+    return (page.media(small[-1]) if small else "") + page.paragraph(words)
 
 
 def configuration(config: Config) -> str:
@@ -175,15 +171,15 @@ def configuration(config: Config) -> str:
         name = f"the defaults (preset {config.preset} does not ship with this version)"
     values, before, default = asdict(config), asdict(base), asdict(Config())
     changed = [
-        [field, _words(value), _words(before[field]), _words(default[field])]
+        [field, *(or_dash(one, str) for one in (value, before[field], default[field]))]
         for field, value in values.items()
         if value != before[field] and field not in NOT_SETTINGS
     ]
-    everything = html.table(["field", "value"], [[field, _words(value)] for field, value in values.items()])
+    everything = page.table(["field", "value"], [[field, or_dash(value, str)] for field, value in values.items()])
     return "\n".join([
-        html.table(["field", "this run", "preset", "default"], changed, f"What differs from {name}.")
-        or html.paragraph(f"Nothing differs from {name}."),
-        html.details("Every field", everything),
+        page.table(["field", "this run", "preset", "default"], changed, f"What differs from {name}.")
+        or page.paragraph(f"Nothing differs from {name}."),
+        page.details("Every field", everything),
     ])  # fmt: skip
 
 
@@ -198,7 +194,3 @@ def expected(config: Config) -> Config:
     except UsageError:  # the preset cannot play this env: everything counts as a difference
         return base
     return replace(for_env, env=base.env)
-
-
-def _words(value: Any) -> str:
-    return "-" if value is None else str(value)

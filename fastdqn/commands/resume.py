@@ -6,28 +6,26 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastdqn import runs
+from fastdqn.commands import JsonFlags
 from fastdqn.config import Config
 from fastdqn.errors import RunError, UsageError
 
-# of state.json; eval does without
+# of a checkpoint's state.json: what a run goes on from; to play its agent none of them is needed
 NEEDED = ("env_steps", "frames", "updates", "target_syncs", "episodes", "last_100", "epoch", "wall_seconds")
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Goes on with a run from its newest whole checkpoint, in its own folder and with its own settings."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder, or its name under runs/."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """As of train."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import runs
-
     folder = runs.find(flags.run)  # a mistyped name is told before torch is loaded
     if runs.saved_step(folder) is None:
         raise RunError(

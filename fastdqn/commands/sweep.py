@@ -12,18 +12,19 @@ import tyro
 
 from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS
-from fastdqn.commands import emit
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.commands.compare import table, text
 from fastdqn.config import NOT_LEARNING, Config, load_preset
 from fastdqn.errors import UsageError
 from fastdqn.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
 
+# flags of train that the sweep sets itself, and its own flag for each
 RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JsonFlags):
     """Trains games x presets x seeds on Ray, tries again what failed, and compares the presets.
 
     Finished trials in --out are left alone, interrupted ones resumed, missing ones begun: the same line goes on with a
@@ -52,8 +53,6 @@ class Flags:
     """Only show the trials and their commands."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """live: a table; plain: a line for each change; quiet: the result only; auto: live on a terminal, else plain."""
-    json: bool = False
-    """End stdout with one JSON object; everything else goes to stderr."""
 
 
 class Share(NamedTuple):
