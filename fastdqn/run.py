@@ -33,9 +33,10 @@ LOG_PERIOD_SECONDS = 2.0
 SAVE_PERIOD_SECONDS = 600.0
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
 DEAD_AFTER = 1_000  # updates; in bfloat16 the first ones may tell no two states apart
+DEAD_SPREAD = 1e-5  # of Q, from state to state; networks that learned Breakout after all were at 7e-4
 DEAD = (
     "warning: Q is the same in every state of the last updates: the network's units are dead, and stay so; begin again "
-    "with a lower --learning-rate, or with --layer-norm"
+    "with --weight-init he or, if it is, with a lower --learning-rate"
 )
 
 
@@ -202,7 +203,8 @@ class Run:
         self._logged, self.logging = time.perf_counter(), False
         losses, self.refused, self._refused_in_a_row = self.learner.read_metrics()
         self._losses = losses or self._losses
-        if losses.get("losses/q_spread") == 0 and self.clock.updates >= DEAD_AFTER and not self._told:
+        same = losses and losses["losses/q_spread"] <= DEAD_SPREAD * abs(losses["losses/q_values"])
+        if same and self.clock.updates >= DEAD_AFTER and not self._told:
             self._told = True
             self.dashboard.say(DEAD)
         snapshot = self.snapshot()

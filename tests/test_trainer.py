@@ -255,6 +255,23 @@ def test_a_rank_that_is_lost_in_mid_iteration_leaves_the_others_run_failed_and_i
     Run(run.config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints")).envs.close()
 
 
+@pytest.mark.parametrize(("spread", "q", "told"), [(3.6e-6, -1.39, True), (1.05e-4, 0.152, False), (0.0, 0.0, True)])
+def test_a_spread_that_is_nothing_beside_q_is_a_dead_network(
+    spread: float, q: float, told: bool, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of a run of Pong that never learned, and of one of Breakout that did 800 updates later."""
+    run = Run(replace(quiet("catch", tmp_path / "run"), ui="plain"), ["test"])
+    losses = {"losses/td_loss": 0.03, "losses/q_values": q, "losses/q_spread": spread, "losses/grad_norm": 0.2}
+    monkeypatch.setattr(run.learner, "read_metrics", lambda: (losses, 0, 0))
+    run.clock.updates = 999
+    run.log()
+    assert "units are dead" not in capsys.readouterr().out
+    run.clock.updates = 1_000
+    run.log()
+    assert ("units are dead" in capsys.readouterr().out) == told
+    run.envs.close()
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_a_network_whose_units_are_dead_is_told_once(
     dead: bool, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
