@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from benchmarks.publish import bars, publish
 from benchmarks.throughput import Rung, alone, window
 from benchmarks.timing import ratios, spread, turns
-from fastdqn import hardware
 from fastdqn.envs import VectorEnv
+from fastdqn.machine import hardware
 from fastdqn.screens import FRAME_SHAPE, SCREEN_SHAPE
 
 

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.learner import PARTS
-from fastdqn import hardware
+from fastdqn.machine import hardware
 
 PIECE_BYTES = 8_000_000
 KEPT = (".json", ".jsonl", ".csv", ".png", ".md", ".txt", ".toml", ".gz", ".safetensors")

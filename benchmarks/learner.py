@@ -38,10 +38,10 @@ from torch import nn
 
 from benchmarks.publish import bars, publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
-from fastdqn import hardware
 from fastdqn.config import Config, load_preset
 from fastdqn.graphs import Graph, preserved
-from fastdqn.memory import keep_freed_memory
+from fastdqn.machine import hardware
+from fastdqn.machine.memory import keep_freed_memory
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_learner, make_network
 from fastdqn.priorities import Priorities

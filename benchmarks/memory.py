@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--only runs|games] [--cold] [--name memory-cpu] [--out benchmarks/results]
 
 Every case has a process of its own. Of a run: resident memory before anything is built, plus the parts that
-`fastdqn.preflight` names, against the kernel's high-water mark (VmHWM) after a few thousand env steps with updates, a
+`fastdqn.machine.preflight` names, against the kernel's high-water mark (VmHWM) after a few thousand env steps with updates, a
 log and a checkpoint. Compilers and evaluations are processes beside it and are left out on both sides; `--cold` gives
 each run an empty cache, so that everything is compiled. Of an env: what resident memory grows by from before the pool to
 after 400 steps of every env, per env; one pool has come and gone before, so that the library's own share is not in it.
@@ -26,10 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks.publish import write
-from fastdqn import parts, preflight
+from fastdqn import parts
 from fastdqn.config import Config, load_preset
 from fastdqn.envs import VectorEnv
-from fastdqn.memory import keep_freed_memory
+from fastdqn.machine import preflight
+from fastdqn.machine.memory import keep_freed_memory
 from fastdqn.metrics import resident_bytes
 from fastdqn.trainer import train
 from fastdqn.units import size

@@ -35,8 +35,8 @@ import torch
 
 from benchmarks.publish import write
 from benchmarks.timing import device_of, ratios, spread, synchronise, turns
-from fastdqn import hardware
 from fastdqn.config import Config
+from fastdqn.machine import hardware
 from fastdqn.parts import resolve_threads
 
 # not with constraints.txt: torchrl pins an older tensordict than the one there, and Tianshou 2 an older filelock

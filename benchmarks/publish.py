@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from fastdqn import hardware
+from fastdqn.machine import hardware
 
 # where a file went, which would be a path of one machine, and what a benchmark tells its own child processes
 NOT_RECORDED = ("out", "json", "child", "cores")

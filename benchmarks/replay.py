@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 
 from benchmarks.publish import publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
-from fastdqn import hardware
 from fastdqn.graphs import Graph
-from fastdqn.memory import check_fits, free_bytes, keep_freed_memory, row_bytes
+from fastdqn.machine import hardware
+from fastdqn.machine.memory import check_fits, free_bytes, keep_freed_memory, row_bytes
 from fastdqn.replay import ReplayRing
 
 GROUP, LANES, FRAME = 32, 64, (84, 84)

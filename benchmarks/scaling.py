@@ -39,10 +39,10 @@ from matplotlib.axes import Axes
 from benchmarks.publish import publish
 from benchmarks.throughput import alone, window
 from benchmarks.timing import ratios, spread, synchronise, turns
-from fastdqn import hardware
 from fastdqn.config import Config
 from fastdqn.distributed import Bucket
 from fastdqn.envs import VectorEnv
+from fastdqn.machine import hardware
 from fastdqn.run import Run
 from fastdqn.trainer import no_garbage_collection, step_group
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from fastdqn import hardware
 from fastdqn.errors import UsageError
+from fastdqn.machine import hardware
 
 Case = TypeVar("Case")
 

@@ -24,10 +24,10 @@ import envpool
 import numpy as np
 import numpy.typing as npt
 
-from fastdqn import hardware
 from fastdqn.atari import FRAME_CAP, fire_action, parse_env, steps_per_second
 from fastdqn.errors import UsageError
-from fastdqn.watchdog import Watchdog
+from fastdqn.machine import hardware
+from fastdqn.machine.watchdog import Watchdog
 
 INT31_MAX = 2**31 - 1
 

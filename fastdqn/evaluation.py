@@ -18,18 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastdqn import checkpoint, hardware
+from fastdqn import checkpoint
+from fastdqn.analysis.statistics import bootstrap_interval
 from fastdqn.atari import FRAME_CAP, human_normalized_score
 from fastdqn.checkpoint import Checkpoint, CheckpointError
 from fastdqn.config import Config, check_range
 from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.errors import UsageError
+from fastdqn.machine import hardware
 from fastdqn.networks import QNetwork
 from fastdqn.parts import make_envs, make_network, make_screen
 from fastdqn.player import Player
 from fastdqn.run_folder import replace_text
 from fastdqn.screens import Screen
-from fastdqn.statistics import bootstrap_interval
 
 SAME_END_ROWS = 256  # two games whose last so many screens are equal were the same game
 PROTOCOLS = ("run", "sticky", "noop", "nature")

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdqn import hardware, preflight
 from fastdqn.atari import num_actions, vector_size
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.learner import Learner
-from fastdqn.memory import keep_freed_memory
+from fastdqn.machine import hardware, preflight
+from fastdqn.machine.memory import keep_freed_memory
 from fastdqn.networks import QNetwork, he_init
 from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen, screen_of

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from fastdqn import __version__, hardware
+from fastdqn import __version__
 from fastdqn.config import Config
+from fastdqn.machine import hardware
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
 from fastdqn.units import cores

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdqn import hardware, large_tensors, runs
+from fastdqn import large_tensors, runs
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
 from fastdqn.dashboard import Dashboard
@@ -18,6 +18,8 @@ from fastdqn.distributed import RankLostError, join
 from fastdqn.errors import RunError, refused_in_one_line
 from fastdqn.learner import compiled_graphs
 from fastdqn.logs import Logs
+from fastdqn.machine import hardware
+from fastdqn.machine.signals import StopRequest
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
 from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
@@ -26,7 +28,6 @@ from fastdqn.plan import plan
 from fastdqn.run_folder import RunFolder, default_path, trim
 from fastdqn.saver import Saver
 from fastdqn.schedules import Clock, LearningSchedule, line
-from fastdqn.signals import StopRequest
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fastdqn import hardware
+from fastdqn.machine import hardware
 
 
 def check_installed(kind: str) -> None:

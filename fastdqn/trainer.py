@@ -14,8 +14,8 @@ from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
 from fastdqn.envs import EnvStep
 from fastdqn.errors import UsageError
+from fastdqn.machine.signals import StopRequest
 from fastdqn.run import Run
-from fastdqn.signals import StopRequest
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdqn import hardware
-from fastdqn.charts import Line, Panel
-from fastdqn.figures import draw, save
-from fastdqn.statistics import Band, Curve
+from fastdqn.analysis.charts import Line, Panel
+from fastdqn.analysis.figures import draw, save
+from fastdqn.analysis.statistics import Band, Curve
+from fastdqn.machine import hardware
 
 CAPACITY = 20_000
 TRAIN = [

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch._inductor.runtime.runtime_utils import cache_dir
 
-from fastdqn import control_groups
 from fastdqn.cli import main
 from fastdqn.commands import doctor
 from fastdqn.commands.doctor import Finding
-from fastdqn.memory import check_fits, row_bytes
+from fastdqn.machine import control_groups
+from fastdqn.machine.memory import check_fits, row_bytes
 
 
 def test_a_machine_that_trains_is_ready_and_every_check_says_what_it_saw(capsys: pytest.CaptureFixture) -> None:
@@ -101,7 +101,7 @@ def test_the_largest_ring_is_the_largest_that_training_accepts(free: int) -> Non
     ("free", "state"), [(40_000_000_000, "ok"), (3_000_000_000, "warning"), (400_000_000, "failed")]
 )
 def test_memory_is_judged_by_the_ring_that_fits(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.memory.free_bytes", lambda device, ranks=1: free)
+    monkeypatch.setattr("fastdqn.machine.memory.free_bytes", lambda device, ranks=1: free)
     finding = doctor.check_memory()
     assert finding.state == state
     assert (f"--replay-capacity {doctor.largest_ring(free)[0]}" in finding.remedy) == (state == "warning")

@@ -15,11 +15,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fastdqn import checkpoint, hardware, parts
+from fastdqn import checkpoint, parts
 from fastdqn.cli import main
 from fastdqn.commands import export
 from fastdqn.config import Config, load_preset
 from fastdqn.evaluation import evaluate, set_up
+from fastdqn.machine import hardware
 from fastdqn.networks import QNetwork
 from fastdqn.run_folder import RunFolder
 from fastdqn.trainer import train

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn import atari, parts, preflight
+from fastdqn import atari, parts
 from fastdqn.config import Config, load_preset
-from fastdqn.control_groups import _groups, core_limit, memory_headroom
 from fastdqn.distributed import Ranks
 from fastdqn.envs import VectorEnv
 from fastdqn.errors import UsageError
-from fastdqn.memory import check_fits, check_host, free_bytes, largest_capacity, row_bytes
+from fastdqn.machine import preflight
+from fastdqn.machine.control_groups import _groups, core_limit, memory_headroom
+from fastdqn.machine.memory import check_fits, check_host, free_bytes, largest_capacity, row_bytes
+from fastdqn.machine.preflight import Need
 from fastdqn.metrics import resident_bytes
 from fastdqn.networks import QNetwork
-from fastdqn.preflight import Need
 from fastdqn.units import size
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ MB = 1_000_000
 
 PROGRAM = """
 import resource, sys, torch
-from fastdqn.memory import keep_freed_memory
+from fastdqn.machine.memory import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -192,7 +193,7 @@ def test_of_several_ranks_the_whole_jobs_capacity_is_named_and_the_largest_one_o
 
 
 def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.preflight.free_bytes", lambda device, ranks=1: 5_000 * MB // ranks)
+    monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: 5_000 * MB // ranks)
     config = Config(replay_capacity=1_000_001).resolved()[0]
     screen = parts.make_screen(config, CPU)
     network = parts.meta_network(config, screen, torch.float32)
@@ -210,7 +211,7 @@ def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pyte
 def test_what_does_not_fit_without_any_ring_is_blamed_on_its_own_field(
     changes: dict[str, Any], blamed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdqn.preflight.free_bytes", lambda device, ranks=1: 1_000 * MB)
+    monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: 1_000 * MB)
     config = Config(replay_capacity=50_000, learning_starts=40_000, **changes).resolved()[0]
     screen = parts.make_screen(config, CPU)
     network = parts.meta_network(config, screen, torch.float32)
@@ -393,7 +394,7 @@ def test_the_limit_of_a_real_control_group_is_seen_from_a_group_inside_it(group:
     inner = Group(group.path, "inner")
     if inner.limits:  # version 2 passes the controller on only where it was told to
         inner.limit(600 * MB)
-    program = "from fastdqn.control_groups import memory_headroom; print(memory_headroom())"
+    program = "from fastdqn.machine.control_groups import memory_headroom; print(memory_headroom())"
     done = inner.run(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
     assert 200 * MB < int(done.stdout) < 300 * MB  # the interpreter itself takes some

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdqn.memory import check_fits, free_bytes, required_bytes, row_bytes
+from fastdqn.machine.memory import check_fits, free_bytes, required_bytes, row_bytes
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import pytest
 from matplotlib.image import imread
 from run_by_hand import write_run
 
-from fastdqn import history
-from fastdqn.charts import Line, Panel, ascii_chart, limits, short, svg_chart, ticks
+from fastdqn.analysis import history
+from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, short, svg_chart, ticks
+from fastdqn.analysis.statistics import Curve, mean_curve
 from fastdqn.cli import main
-from fastdqn.statistics import Curve, mean_curve
 
 
 def panel_of(*values: list[float], levels: dict[str, float] | None = None) -> Panel:

@@ -20,8 +20,8 @@ from fastdqn.commands import record
 from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
 from fastdqn.evaluation import evaluate
+from fastdqn.machine.signals import StopRequest
 from fastdqn.rollout import Rollout, Scene
-from fastdqn.signals import StopRequest
 from fastdqn.trainer import train
 
 

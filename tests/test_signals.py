@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastdqn import checkpoint
-from fastdqn.signals import StopRequest
+from fastdqn.machine.signals import StopRequest
 
 # the loop calls EnvPool's own recv when nothing is in flight: it blocks in C++ for good and ignores every signal
 BLOCKED = """
@@ -45,7 +45,8 @@ sys.exit(main(sys.argv[1:]))
 # a checkpoint takes longer to write than a loop that does not answer is given
 SAVING = """
 import sys, time
-from fastdqn import checkpoint, signals
+from fastdqn import checkpoint
+from fastdqn.machine import signals
 from fastdqn.cli import main
 signals.LAST_RESORT_SECONDS = 0.5
 signals.StopRequest.__init__.__defaults__ = (0.5,)
@@ -159,7 +160,7 @@ def test_a_loop_that_shows_life_or_saves_is_waited_for_and_a_stuck_one_is_not(mo
 
 HANGING = """
 import os, signal, threading, time
-from fastdqn import signals
+from fastdqn.machine import signals
 signals.LAST_RESORT_SECONDS = 0.5
 with signals.StopRequest(grace_seconds=0.1) as stop:
     stop.on_ignored = threading.Event().wait

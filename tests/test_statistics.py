@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fastdqn.statistics import (
+from fastdqn.analysis.statistics import (
     Curve,
     bootstrap_interval,
     first_reached,

@@ -16,13 +16,14 @@ import pytest
 from rich.console import Console
 from run_by_hand import write_run
 
-from fastdqn import checkpoint, runs, scale, trials
+from fastdqn import checkpoint, runs
 from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS, GAMES
 from fastdqn.cli import main
 from fastdqn.commands.sweep import Flags, Share, shares
 from fastdqn.run_folder import RunFolder
-from fastdqn.trials import Trial
+from fastdqn.sweeps import scale, trials
+from fastdqn.sweeps.trials import Trial
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; pip install 'fastdqn[scale]'")
 CATCH = ["--envs", "Catch", "--presets", "catch,cartpole", "--seeds", "2"]

@@ -39,7 +39,7 @@ def test_a_blocked_recv_dumps_all_stacks_saves_and_ends_with_exit_code_1(tmp_pat
 
 STUCK = """
 import io, sys, threading, time
-from fastdqn.watchdog import Watchdog
+from fastdqn.machine.watchdog import Watchdog
 
 def save():
     print("saving", flush=True)
@@ -76,7 +76,7 @@ def test_nothing_that_goes_wrong_on_the_way_keeps_the_process_alive(save, before
 def test_many_short_waits_are_no_stall_however_long_they_are_together():
     done = run("""
 import time
-from fastdqn.watchdog import Watchdog
+from fastdqn.machine.watchdog import Watchdog
 watchdog = Watchdog("the test", 1.0)
 for _ in range(5):
     with watchdog:
@@ -93,7 +93,7 @@ print("went on")
 def test_a_closed_watchdog_lets_any_wait_be():
     done = run("""
 import time
-from fastdqn.watchdog import Watchdog
+from fastdqn.machine.watchdog import Watchdog
 watchdog = Watchdog("the test", 0.2)
 watchdog.close()
 with watchdog:
@@ -110,7 +110,7 @@ def test_a_process_that_was_stopped_in_mid_wait_has_not_stalled():
             "-c",
             """
 import sys
-from fastdqn.watchdog import Watchdog
+from fastdqn.machine.watchdog import Watchdog
 watchdog = Watchdog("the test", 2.0)
 with watchdog:
     print("waiting", flush=True)
@@ -134,7 +134,7 @@ print("went on")
 
 
 def test_an_error_inside_the_wait_comes_through():
-    from fastdqn.watchdog import Watchdog
+    from fastdqn.machine.watchdog import Watchdog
 
     watchdog = Watchdog("the test", 60.0)
     with pytest.raises(KeyError), watchdog:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastdqn.analysis.comparison import compare
+from fastdqn.analysis.history import load
 from fastdqn.commands import JsonFlags, emit
-from fastdqn.comparison import compare
-from fastdqn.history import load
 from fastdqn.units import count, duration, or_dash
 
 DEFINITIONS = (

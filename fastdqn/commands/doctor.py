@@ -90,8 +90,8 @@ def check_torch() -> Finding:
 def check_cuda() -> Finding:
     import torch
 
-    from fastdqn import hardware
     from fastdqn.graphs import Graph
+    from fastdqn.machine import hardware
 
     unusable = hardware.nvidia_without_cuda()
     if unusable is not None and torch.version.cuda is None:
@@ -152,7 +152,7 @@ def check_compiler() -> Finding:
     """Compiles and runs a new kernel."""
     import torch
 
-    from fastdqn import hardware
+    from fastdqn.machine import hardware
 
     device = hardware.resolve_device()
     if not hardware.has_compiler(device):
@@ -169,7 +169,7 @@ def check_compiler() -> Finding:
 
 
 def check_bf16() -> Finding:
-    from fastdqn import hardware
+    from fastdqn.machine import hardware
 
     device = hardware.resolve_device()
     name = hardware.cpu_name() if device.type == "cpu" else str(device)
@@ -181,8 +181,8 @@ def check_bf16() -> Finding:
 
 def check_memory() -> Finding:
     """The largest ring of standard frames, with room for the rest of training."""
-    from fastdqn import hardware
-    from fastdqn.memory import free_bytes
+    from fastdqn.machine import hardware
+    from fastdqn.machine.memory import free_bytes
 
     device, wanted = hardware.resolve_device(), Config.replay_capacity
     fits, rest = largest_ring(free := free_bytes(device))
@@ -198,8 +198,8 @@ def largest_ring(free: int) -> tuple[int, int]:
     """Frames of the largest ring that `fastdqn train` accepts in `free` bytes, and the bytes that it keeps for the rest."""
     import torch
 
-    from fastdqn import hardware, preflight
-    from fastdqn.memory import largest_capacity, row_bytes
+    from fastdqn.machine import hardware, preflight
+    from fastdqn.machine.memory import largest_capacity, row_bytes
     from fastdqn.networks import QNetwork
     from fastdqn.screens import screen_of
 
@@ -213,8 +213,8 @@ def largest_ring(free: int) -> tuple[int, int]:
 
 
 def check_cores() -> Finding:
-    from fastdqn import hardware
-    from fastdqn.control_groups import core_limit
+    from fastdqn.machine import hardware
+    from fastdqn.machine.control_groups import core_limit
 
     here, machine, limit = hardware.cores(), os.cpu_count() or 1, core_limit()
     says = f"{here} of the machine's {machine}"

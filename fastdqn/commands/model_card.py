@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from fastdqn import hardware, runs
+from fastdqn import runs
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
+from fastdqn.machine import hardware
 from fastdqn.units import cores
 
 

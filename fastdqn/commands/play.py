@@ -16,7 +16,7 @@ from fastdqn.atari import steps_per_second
 from fastdqn.commands import AgentFlags, emit
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
-from fastdqn.signals import StopRequest
+from fastdqn.machine.signals import StopRequest
 
 HALF_BLOCK = "▀"  # its upper half in the foreground's colour, its lower in the background's: two pixels a character
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"  # alternate screen, no cursor, cleared

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastdqn import history
-from fastdqn.charts import COLOURS, Line, Panel, ascii_chart
+from fastdqn.analysis import history
+from fastdqn.analysis.charts import COLOURS, Line, Panel, ascii_chart
+from fastdqn.analysis.history import History, load
+from fastdqn.analysis.statistics import mean_curve
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.errors import UsageError
-from fastdqn.history import History, load
-from fastdqn.statistics import mean_curve
 from fastdqn.units import count
 
 
@@ -100,7 +100,7 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
 
 def write(panels: Sequence[Panel], out: Path, words: str) -> None:
     """Draws the panels into a file."""
-    from fastdqn.figures import FORMATS, draw, save
+    from fastdqn.analysis.figures import FORMATS, draw, save
 
     if out.suffix not in FORMATS:
         raise UsageError(f"out={out}: no such picture; end its name in {', '.join(FORMATS)}")

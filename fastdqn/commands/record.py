@@ -19,7 +19,7 @@ import tyro
 from fastdqn import runs
 from fastdqn.commands import AgentFlags, emit
 from fastdqn.errors import UsageError
-from fastdqn.signals import StopRequest
+from fastdqn.machine.signals import StopRequest
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from fastdqn import page
+from fastdqn.analysis import page
+from fastdqn.analysis.charts import Line, Panel, legend_levels, limits, svg_chart
+from fastdqn.analysis.history import NOT_SETTINGS, History, final_score, levels, load, metric_curve, score_curve
+from fastdqn.analysis.statistics import Curve, mean_curve
 from fastdqn.atari import human_normalized_score
-from fastdqn.charts import Line, Panel, legend_levels, limits, svg_chart
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, load_preset, preset_names
 from fastdqn.errors import UsageError
-from fastdqn.history import NOT_SETTINGS, History, final_score, levels, load, metric_curve, score_curve
 from fastdqn.run_folder import replace_text
-from fastdqn.statistics import Curve, mean_curve
 from fastdqn.units import count, duration, or_dash
 
 VIDEO_LIMIT_BYTES = 16_000_000  # a third more as base64: what a phone still opens

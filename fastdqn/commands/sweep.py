@@ -16,7 +16,7 @@ from fastdqn.commands import JsonFlags, emit
 from fastdqn.commands.compare import table, text
 from fastdqn.config import NOT_LEARNING, Config, load_preset
 from fastdqn.errors import UsageError
-from fastdqn.trials import Trial, due, words
+from fastdqn.sweeps.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
 
 # flags of train that the sweep sets itself, and its own flag for each
@@ -64,7 +64,7 @@ class Share(NamedTuple):
 
 
 def main(flags: Flags) -> int:
-    from fastdqn import scale
+    from fastdqn.sweeps import scale
 
     cores, gpus = machine()
     for name, low, high in (("seeds", 1, 1_000), ("retries", 0, 1_000), ("cpus_per_run", 0, 10_000)):
@@ -103,7 +103,7 @@ def machine() -> tuple[int, int]:
     """Cores and GPUs that this process may use."""
     import torch
 
-    from fastdqn import hardware
+    from fastdqn.machine import hardware
 
     return hardware.cores(), torch.cuda.device_count() if torch.cuda.is_available() else 0
 
@@ -189,7 +189,7 @@ def trial(config: Config, share: Share, flags: Flags) -> Trial:
     Raises:
         UsageError: its folder holds a run of other settings.
     """
-    from fastdqn import hardware
+    from fastdqn.machine import hardware
 
     command = [
         "train", "--env", config.env, "--preset", preset_word(config, flags), "--seed", str(config.seed),
@@ -235,8 +235,8 @@ def share_text(share: Share) -> str:
 
 def report(queue: Sequence[Any], code: int, flags: Flags) -> None:
     """How it ended: who failed and why, the comparison, and the line that makes it again."""
-    from fastdqn.comparison import compare
-    from fastdqn.history import load
+    from fastdqn.analysis.comparison import compare
+    from fastdqn.analysis.history import load
 
     rows = [progress.row() for progress in queue]
     lines = [

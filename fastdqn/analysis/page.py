@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from fastdqn.charts import COLOURS
+from fastdqn.analysis.charts import COLOURS
 
 MEDIA = {".mp4": "video/mp4", ".gif": "image/gif"}
 

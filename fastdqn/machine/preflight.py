@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastdqn import hardware, large_tensors
+from fastdqn import large_tensors
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.errors import UsageError
-from fastdqn.memory import check_fits, check_host, free_bytes, required_bytes, row_bytes
+from fastdqn.machine import hardware
+from fastdqn.machine.memory import check_fits, check_host, free_bytes, required_bytes, row_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.screens import Screen
 from fastdqn.units import size

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastdqn.analysis.history import History, differing_fields, final_score, group_by, time_to_reach
+from fastdqn.analysis.statistics import interquartile_mean, stratified_bootstrap
 from fastdqn.atari import human_normalized_score
-from fastdqn.history import History, differing_fields, final_score, group_by, time_to_reach
-from fastdqn.statistics import interquartile_mean, stratified_bootstrap
 
 MIN_SEEDS = 3
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdqn import run_folder, runs
+from fastdqn.analysis.statistics import Curve, first_reached, trailing_mean
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
-from fastdqn.statistics import Curve, first_reached, trailing_mean
 from fastdqn.units import cores
 
 X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdqn.statistics import Band, Curve
+from fastdqn.analysis.statistics import Band, Curve
 
 ASCII_MARKS = "*o+x#@%&"
 COLOURS = 8  # classes c0 to c7, repeated after that

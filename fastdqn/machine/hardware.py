@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from fastdqn.control_groups import core_limit
 from fastdqn.errors import UsageError
+from fastdqn.machine.control_groups import core_limit
 
 
 def cores() -> int:

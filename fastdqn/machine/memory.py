@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastdqn.control_groups import memory_headroom
+from fastdqn.machine.control_groups import memory_headroom
 
 # action, reward, terminated, life_lost and done of one row
 _ROW_BYTES = 1 + 4 + 1 + 1 + 1

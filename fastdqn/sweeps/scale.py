@@ -17,10 +17,11 @@ from typing import Any, TextIO
 
 from rich.table import Table
 
-from fastdqn import runs, trials
+from fastdqn import runs
 from fastdqn.dashboard import Display
-from fastdqn.signals import StopRequest
-from fastdqn.trials import Ending, Trial
+from fastdqn.machine.signals import StopRequest
+from fastdqn.sweeps import trials
+from fastdqn.sweeps.trials import Ending, Trial
 from fastdqn.units import clock, count, or_dash
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange nothing, and Ray would reserve a third of the memory

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from fastdqn.charts import Panel, legend_levels, limits, short
+from fastdqn.analysis.charts import Panel, legend_levels, limits, short
 
 # Okabe & Ito's palette, told apart with any colour vision
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#4d4d4d")

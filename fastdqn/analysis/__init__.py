@@ -1,0 +1,1 @@
+"""Runs looked back on: their curves, their comparison, and the pictures and pages made of them."""
