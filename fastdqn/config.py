@@ -120,8 +120,8 @@ class Config:
     """Factor on the channels of impala. Clark et al. 2024 (Beyond The Rainbow): 2."""
     spectral_norm: bool = False
     """Divide impala's residual convolutions by their largest singular value. Miyato et al. 2018."""
-    weight_init: Literal["he", "torch"] = "he"
-    """First weights: he keeps a signal's variance from layer to layer (He et al. 2015), torch's own let it fade."""
+    weight_init: Literal["torch", "he"] = "torch"
+    """First weights: torch's own, or he (He et al. 2015), with which Q differs between states from the start: for Pong."""
     layer_norm: bool = False
     """Normalise each layer's outputs, but the last one's. Ba et al. 2016; Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512

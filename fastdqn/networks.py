@@ -161,8 +161,9 @@ def he_init(network: QNetwork) -> None:
 
     Torch's own, uniform up to 1 / sqrt(inputs), have a sixth of that variance. After the Nature CNN's four layers what
     two states of Pong differ in is a fortieth as large, and the biases are not: Adam's first thousand steps then move
-    the Q of all states at once, and units that end below 0 on the way never come back. Outputs keep torch's weights;
-    noisy and spectral layers have rules of their own.
+    the Q of all states at once, and units that end below 0 on the way never come back. But with these weights Adam's
+    steps change Q more, and Breakout ends lower at the same learning rate (benchmarks/LOG.md). Outputs keep torch's
+    weights; noisy and spectral layers have rules of their own.
     """
     outputs = [stream.out for stream in (network.advantage, network.value) if stream is not None]
     for layer in network.modules():
