@@ -78,12 +78,13 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
             after=f"learn-{game}",
         )  # fmt: skip
 
-    choices = [
-        "", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--batch-size 1024",
-        "--resize env", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "combo=on", " --no-cuda-graphs", "--seconds", "3",
-    ]  # fmt: skip
+    # in two stages, for each of these is a run that compiles first
+    choices = {
+        "choices": ["", "wait=block", "--precision tf32", "--precision fp32", "--batch-size 512", "--resize env", " --no-cuda-graphs"],
+        "choices-more": ["", "--batch-size 1024", "--env-threads 14", "--env-threads 12", "layout=auto", "rows=eager", "combo=on"],
+    }  # fmt: skip
     if device == "cpu":
-        choices = ["", "--batch-size 128", "--seconds", "2", "--repeats", "2"]
+        choices = {"choices": ["", "--batch-size 128"]}
     large = [name for name, changes in PARTS.items() if "encoder" in changes] + ["preset btr"]
     parts = {
         "parts": ["Double", "prioritised, 1M rows"]
@@ -93,7 +94,7 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
     }
     # a line for each test as it ends, and SIGINT: pytest then tells what failed until it was cut off
     tests = ["-m", "gpu", "tests/gpu"] if device == "cuda" else ["tests/test_graphs.py", "tests/test_staging.py"]
-    tests += ["-vv", "--tb=short", *(["-n", "4"] if find_spec("xdist") else [])]
+    tests += ["-vv", "--tb=short", "--show-capture=no", *(["-n", "4"] if find_spec("xdist") else [])]
     return [
         # four processes that compile at once; each would start a compiler for every core
         Stage("tests", 8.5, ["env", "TORCHINDUCTOR_COMPILE_THREADS=4", *python, "pytest", *tests],
@@ -105,7 +106,9 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
              str(out / "profile-run"), *(["--replay-capacity", "50000", "--batch-size", "64"] if quick else [])],
         ),
         learning("Breakout"),
-        Stage("choices", 8.5, [*python, "benchmarks.choices", *choices, "--out", str(out)]),
+        *(Stage(name, 8.5, [*python, "benchmarks.choices", *rungs, "--name", name, "--out", str(out),
+                            *(["--seconds", "2", "--repeats", "2"] if device == "cpu" else ["--seconds", "3"])])
+          for name, rungs in choices.items()),
         Stage(
             "budgets", 5.0,
             [*python, "benchmarks.budgets", "--device", device, "--out", str(out),

@@ -31,7 +31,8 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins aligned
     digest, size = hashlib.sha256(), 0
-    buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    pinned = any(tensor.is_cuda for tensor in tensors.values())  # else it would set up a GPU for a run on the CPU
+    buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=pinned)
     with path.open("xb") as file:
         for data in (len(text).to_bytes(8, "little"), text):
             size += file.write(data)

@@ -1,6 +1,7 @@
 """From a Config to the parts of a run: device, threads, screen, games, ring, network, optimiser, learner."""
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ def build(
     keep_freed_memory()
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # the compiler's advice against that choice
     torch.backends.cudnn.allow_tf32 = tf32  # on by default, for convolutions
     if config.deterministic and device.type == "cuda":  # read by cuBLAS when it makes its first handle
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

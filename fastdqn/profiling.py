@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -109,7 +110,10 @@ def capture(
     operations = [
         (row.key, getattr(row, key) / 1e6, row.count)
         for row in sorted(averages, key=lambda row: -getattr(row, key))
-        if row.key != _ITERATION and not row.key.startswith("ProfilerStep")
+        # of an operation that launched kernels the time on the device is theirs, which have rows of their own
+        if row.key != _ITERATION
+        and not row.key.startswith("ProfilerStep")
+        and (not cuda or row.device_type == DeviceType.CUDA)
     ]
     verdict = Verdict(
         device=torch.cuda.get_device_name(device) if cuda else "CPU",
@@ -162,13 +166,16 @@ def advise(verdict: Verdict) -> list[str]:
 
 
 def _waits(step: Callable[[], None], activities: list[Any], iterations: int) -> list[tuple[str, str, int]]:
-    with profile(activities=activities, with_stack=True) as profiler:
+    verbose = _ExperimentalConfig(verbose=True)  # without it torch 2.11 leaves events without their stacks
+    with profile(activities=activities, with_stack=True, acc_events=True, experimental_config=verbose) as profiler:
         for _ in range(iterations):
             step()
     places: Counter[tuple[str, str]] = Counter()
     for event in profiler.events() or []:
-        if event.name in WAITS:
-            places[event.name, _place(event)] += 1
+        if event.name in WAITS and not (place := _place(event)).startswith(
+            "fastdqn/profiling.py"
+        ):  # the profiler's own
+            places[event.name, place] += 1
     return [(name, place, count) for (name, place), count in places.most_common()]
 
 
