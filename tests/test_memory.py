@@ -339,7 +339,7 @@ def test_as_many_threads_are_planned_as_a_real_control_group_allows_cores() -> N
     try:
         v1 = (group / "cpu.cfs_quota_us").exists()
         (group / ("cpu.cfs_quota_us" if v1 else "cpu.max")).write_text("150000" if v1 else "150000 100000")
-        program = "from fastdqn import hardware; print(hardware.core_limit(), hardware.cores())"
+        program = "from fastdqn.machine import hardware; print(hardware.core_limit(), hardware.cores())"
         enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), sys.executable, "-c", program]
         assert subprocess.run(enter, capture_output=True, text=True, timeout=300).stdout == "1.5 1\n"
     finally:

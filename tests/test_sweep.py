@@ -307,7 +307,7 @@ def test_a_trial_whose_worker_is_killed_saves_and_lets_go_of_its_folder(tmp_path
     run = tmp_path / "run"
     words = ("train", "--preset", "catch", "--run-dir", str(run), "--total-frames", "100M", *SMALL[5:])
     script = (
-        "import threading, time\nfrom pathlib import Path, PosixPath\nfrom fastdqn import trials\n"
+        "import threading, time\nfrom pathlib import Path, PosixPath\nfrom fastdqn.sweeps import trials\n"
         "for _ in range(8):\n    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
         f"trials.run(trials.{Trial(run, words, 10**8)!r}, Path({str(tmp_path)!r}))\n"
     )
