@@ -114,7 +114,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of this checkout, marked `+changes` when files differ; FASTDQN_COMMIT where there is no .git."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return os.environ.get("FASTDQN_COMMIT")
     git = ["git", "-C", str(root)]
