@@ -57,6 +57,8 @@ _KINDS = {
     "phase_seconds": dict,
 }
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has some hundred
+# what the parsers raise, see `_refusal`
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
 
 
 class CheckpointError(RunError):
@@ -184,7 +186,7 @@ def read(path: Path) -> Checkpoint:
     step = int(name[1])
     tensors: dict[str, dict[str, Tensor]] = {}
     state: Any = None
-    with _reading(path):
+    try:
         for file, data in _verified_files(path, step):
             if file == _STATE:
                 state = json.loads(data)
@@ -196,6 +198,8 @@ def read(path: Path) -> Checkpoint:
             numbers = state[name].values() if isinstance(state[name], dict) else ()
             if not isinstance(state[name], _KINDS[name]) or not all(isinstance(one, int | float) for one in numbers):
                 raise CheckpointError(f"{_STATE} has a {name} that is of another type")
+    except _UNREADABLE as error:
+        raise _refusal(path, error) from error
     return Checkpoint(path, step, tensors, state)
 
 
@@ -295,22 +299,24 @@ def _opened(path: Path, *, limit: int) -> Iterator[BufferedReader]:
         yield file
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever a damaged or hostile folder makes the parsers raise, as a CheckpointError."""
-    try:
-        yield
-    except OSError as error:
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """What to raise for whatever a damaged or hostile folder makes the parsers raise.
+
+    No context manager made of a generator: from Python 3.12 on, the error it catches and itself are a cycle, which holds
+    every caller's frame and with it a save's copies until the garbage collector runs. In training it is off.
+    """
+    if isinstance(error, OSError):
         name = Path(error.filename).name if error.filename else path.name
-        raise CheckpointError(f"{name} cannot be read ({error.strerror}; symlinks are not followed)") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"cannot be parsed ({type(error).__name__}: {error})".replace("\n", " ")) from error
+        return CheckpointError(f"{name} cannot be read ({error.strerror}; symlinks are not followed)")
+    return CheckpointError(f"cannot be parsed ({type(error).__name__}: {error})".replace("\n", " "))
 
 
 def _verify(folder: Path, step: int) -> None:
-    with _reading(folder):
+    try:
         for _ in _verified_files(folder, step):
             pass
+    except _UNREADABLE as error:
+        raise _refusal(folder, error) from error
 
 
 def _is_intact(path: Path) -> bool:

@@ -1,6 +1,9 @@
 """Saving behind the loop's back: what was handed over is what is written, one at a time, and nothing is lost."""
 
+import errno
+import os
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from fastdqn import checkpoint
 from fastdqn.saver import Saver
+from fastdqn.trainer import no_garbage_collection
 
 
 @pytest.fixture
@@ -74,3 +78,35 @@ def test_two_threads_that_save_at_once_write_one_after_the_other(tmp_path: Path,
     assert errors == [] and capsys.readouterr().err == ""
     assert saver.saved in (38, 39) and not saver.busy
     assert checkpoint.load(tmp_path).step in (38, 39)
+
+
+@pytest.mark.parametrize("disk", ["new", "damaged", "full"])
+def test_without_a_garbage_collector_the_copies_go_when_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, disk: str
+) -> None:
+    copies, to_host = [], checkpoint.to_host
+
+    def watched(tensors):
+        host = to_host(tensors)
+        copies.extend(weakref.ref(one) for named in host.values() for one in named.values())
+        return host
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    saver = Saver(tmp_path)
+    tensors = {"model": {"w": torch.ones(9), "b": torch.ones(9)}, "target": {"w": torch.ones(9)}}
+    monkeypatch.setattr(checkpoint, "to_host", watched)
+    if disk == "full":
+        monkeypatch.setattr(os, "fsync", full)
+    with no_garbage_collection():  # as in training, where a cycle that holds a copy holds it to the end
+        for step in range(4):
+            if disk == "damaged":
+                (tmp_path / f"step_{step:012d}").mkdir()
+                (tmp_path / f"step_{step:012d}" / "manifest.json").write_text("no JSON")
+            saver.save(step, tensors, {})
+            saver.wait()
+        alive = sum(copy() is not None for copy in copies)
+    assert len(copies) == 12 and alive == 0
+    assert saver.saved == (None if disk == "full" else 3)
+    assert ("training goes on" in capsys.readouterr().err) == (disk == "full")
