@@ -120,8 +120,9 @@ class Config:
     """Factor on the channels of impala. Clark et al. 2024 (Beyond The Rainbow): 2."""
     spectral_norm: bool = False
     """Divide impala's residual convolutions by their largest singular value. Miyato et al. 2018."""
-    weight_init: Literal["torch", "he"] = "torch"
-    """First weights: torch's own, or he (He et al. 2015), with which Q differs between states from the start: for Pong."""
+    weight_init: Literal["torch", "lecun", "he"] = "torch"
+    """First weights: torch's own, or lecun or he: of 3 or 6 times their variance, with which Q differs between states
+    from the start: for Pong. LeCun et al. 1998; He et al. 2015."""
     layer_norm: bool = False
     """Normalise each layer's outputs, but the last one's. Ba et al. 2016; Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512

@@ -10,7 +10,7 @@ chance, as it is evaluated: no noise, and fractions spread evenly.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,18 +156,19 @@ class QNetwork(nn.Module):
         return rng.uniform(rng.bits(self._tau_key, draw, lane)).view(B, count)
 
 
-def he_init(network: QNetwork) -> None:
-    """Draws anew the weights of the layers before a ReLU: normal of variance 2 / inputs, biases 0 (He et al. 2015).
+def normal_init(network: QNetwork, rule: Literal["he", "lecun"]) -> None:
+    """Draws anew the weights of the layers before a ReLU, from a normal distribution of mean 0, and sets biases to 0.
 
-    Torch's own, uniform up to 1 / sqrt(inputs), have a sixth of that variance. After the Nature CNN's four layers what
-    two states of Pong differ in is a fortieth as large, and the biases are not: Adam's first thousand steps then move
-    the Q of all states at once, and units that end below 0 on the way never come back. But with these weights Adam's
-    steps change Q more, and Breakout ends lower at the same learning rate (benchmarks/LOG.md). Outputs keep torch's
-    weights; noisy and spectral layers have rules of their own.
+    Variance: he 2 / inputs (He et al. 2015), which keeps the size of what two states differ in from layer to layer;
+    lecun 1 / inputs (LeCun et al. 1998). Torch's own, uniform up to 1 / sqrt(inputs), have 1 / (3 inputs): after the
+    Nature CNN's four layers what two states of Pong differ in is a fortieth as large, and the biases are not. Adam's
+    first thousand steps then move the Q of all states at once, and units that end below 0 on the way never come back.
+    But with he's weights Adam's steps change Q more, and Breakout ends lower at the same learning rate
+    (benchmarks/LOG.md). Outputs keep torch's weights; noisy and spectral layers have rules of their own.
     """
     outputs = [stream.out for stream in (network.advantage, network.value) if stream is not None]
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, SpectralConv2d):
             if layer not in outputs:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if rule == "he" else "linear")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Networks: the folded first convolution is the published one, and its arithmetic follows the asked precision."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fastdqn import encoders, rng
 from fastdqn.encoders import fold_blocks, fold_weight, nature
 from fastdqn.layers import LayerNorm, NoisyLinear, SpectralConv2d
-from fastdqn.networks import QNetwork, he_init
+from fastdqn.networks import QNetwork, normal_init
 
 
 def screens(*shape: int) -> Tensor:
@@ -308,7 +309,10 @@ def test_quantiles_of_one_state_share_its_noise() -> None:
     assert not torch.allclose(value[0], value[1])
 
 
-def test_he_draws_the_layers_before_a_relu_with_variance_two_over_their_inputs() -> None:
+@pytest.mark.parametrize(("rule", "variance"), [("he", 2), ("lecun", 1)])
+def test_the_layers_before_a_relu_are_drawn_with_the_variance_of_the_rule(
+    rule: Literal["he", "lecun"], variance: int
+) -> None:
     torch.manual_seed(0)
     network = QNetwork((4, 84, 84), 4, head="iqn", dueling=True)
     outputs = [
@@ -316,27 +320,29 @@ def test_he_draws_the_layers_before_a_relu_with_variance_two_over_their_inputs()
         for stream in (network.advantage, network.value)
         if stream is not None
     ]
-    he_init(network)
+    normal_init(network, rule)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     assert len(layers) == 3 + 2 * 2 + 1  # convolutions, two streams, the embedding
     for name, layer in layers.items():
         assert layer.bias is not None and not layer.bias.any(), name
         if not name.endswith("out"):
             std, mean = layer.weight.std().item(), layer.weight.mean().item()
-            assert std == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.04) and abs(mean) < 0.1 * std, name
+            assert (
+                std == pytest.approx((variance / layer.weight[0].numel()) ** 0.5, rel=0.04) and abs(mean) < 0.1 * std
+            ), name
     for weight, stream in zip(outputs, (network.advantage, network.value), strict=True):
         assert stream is not None and torch.equal(stream.out.get_parameter("weight"), weight)
 
 
-def test_he_leaves_noisy_and_spectral_layers_their_own_weights() -> None:
+def test_normal_first_weights_leave_noisy_and_spectral_layers_their_own_weights() -> None:
     network = QNetwork((4, 84, 84), 4, encoder="impala", spectral_norm=True, noisy=0.5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    he_init(network)
+    normal_init(network, "he")
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f"encoder.{stage}.{part}" for stage in (0, 4, 8) for part in ("weight", "bias")}
 
 
-def test_he_lets_the_network_tell_states_apart_from_the_start() -> None:
+def test_he_and_lecun_let_the_network_tell_states_apart_from_the_start() -> None:
     """Screens that differ in a few pixels, as those of Pong do: torch's own weights make Q nearly one for all of them."""
     background = screens(1, 4, 84, 84) // 4 + 60
     obs = background.repeat(64, 1, 1, 1)
@@ -348,6 +354,7 @@ def test_he_lets_the_network_tell_states_apart_from_the_start() -> None:
         network = QNetwork((4, 84, 84), 6)
         with torch.no_grad():
             spreads.append([float(network(obs).amax(dim=1).std())])
-            he_init(network)
-            spreads[-1].append(float(network(obs).amax(dim=1).std()))
-    assert all(he > 15 * plain for plain, he in spreads), spreads
+            for rule in ("lecun", "he"):
+                normal_init(network, rule)
+                spreads[-1].append(float(network(obs).amax(dim=1).std()))
+    assert all(lecun > 4 * plain and he > 15 * plain for plain, lecun, he in spreads), spreads

@@ -70,11 +70,12 @@ def test_every_setting_of_a_network_reaches_it() -> None:
 
 
 def test_the_first_weights_are_the_asked_ones_and_of_the_target_too() -> None:
-    for weight_init, bound in (("he", 0.0), ("torch", 1 / 16)):
+    for weight_init, variance in (("he", 2.0), ("lecun", 1.0), ("torch", 1 / 3)):  # over the inputs
         learner = built(replace(BREAKOUT, weight_init=weight_init)).learner
         for network in (learner.online, learner.target):
-            first = network.get_parameter("encoder.0.bias").abs().max().item()
-            assert first == pytest.approx(bound, rel=0.2)
+            first = network.get_parameter("encoder.0.weight")
+            assert first.var().item() * first[0].numel() == pytest.approx(variance, rel=0.15)
+            assert network.get_parameter("encoder.0.bias").any() == (weight_init == "torch")
 
 
 @pytest.mark.parametrize("centered", [False, True])
