@@ -1,6 +1,6 @@
 """A disk that fails: the k-th write, fsync, rename or unlink of a run, for every k, with EIO and with ENOSPC.
 
-    python -m tests.faults.disk --every 1
+    python -m tests.faults.disk --every 1       one line of JSON; of every call: benchmarks/results/disk-cpu.json
 
 Each trial forks from this process, which has imported everything and built no pool, and trains a small deterministic
 run under a C library (shim.c, LD_PRELOAD) that fails one call below the run's folder, or that call and all that follow,
@@ -28,6 +28,7 @@ import torch
 
 from fastdqn import checkpoint
 from fastdqn.errors import UsageError
+from fastdqn.machine import hardware
 from fastdqn.run import Run
 from fastdqn.trainer import train
 from tests.faults.kill9 import config, everything, in_child
@@ -130,8 +131,8 @@ def main() -> int:
             ends[end] = ends.get(end, 0) + 1
             shutil.rmtree(folder, ignore_errors=True)
     report = {
-        "calls": dict(zip(CALLS, calls, strict=True)), "trials": len(trials), **ends,
-        "seconds": round(time.perf_counter() - began, 1),
+        "harness": "disk", "calls": dict(zip(CALLS, calls, strict=True)), "trials": len(trials), **ends,
+        "seconds": round(time.perf_counter() - began, 1), "environment": hardware.environment(),
     }  # fmt: skip
     print(json.dumps(report))
     return 0

@@ -1,6 +1,6 @@
 """SIGKILL at random moments, also inside a save: what was acknowledged loads, and a resumed run ends bit for bit.
 
-    python -m tests.faults.kill9 --trials 50
+    python -m tests.faults.kill9 --trials 50        one line of JSON; a thousand: benchmarks/results/kill9-cpu.json
 
 Each trial forks from this process, which has imported everything and built no pool, since EnvPool hangs in a child of
 a process that has. One child trains a deterministic run and is killed: after a random time, or at the k-th call of a
@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from fastdqn import checkpoint
 from fastdqn.config import Config, load_preset
+from fastdqn.machine import hardware
 from fastdqn.run import Run
 from fastdqn.trainer import train
 
@@ -145,6 +146,7 @@ def main() -> int:
             results.append(trial(number, folder, expected, seconds))
             shutil.rmtree(folder, ignore_errors=True)
     report = {
+        "harness": "kill9",
         "trials": len(results),
         "killed": sum(result["killed"] for result in results),
         "killed_inside_a_save": sum(result["killed"] and result["inside"] for result in results),
@@ -152,6 +154,7 @@ def main() -> int:
         "acknowledged": sum(result["saved"] for result in results),
         "lost": 0,  # a lost one ends the harness
         "seconds": round(time.perf_counter() - began, 1),
+        "environment": hardware.environment(),
     }
     print(json.dumps(report))
     return 0
