@@ -120,9 +120,9 @@ class Config:
     """Factor on the channels of impala. Clark et al. 2024 (Beyond The Rainbow): 2."""
     spectral_norm: bool = False
     """Divide impala's residual convolutions by their largest singular value. Miyato et al. 2018."""
-    weight_init: Literal["torch", "lecun", "he"] = "torch"
-    """First weights: torch's own, or lecun or he: of 3 or 6 times their variance, with which Q differs between states
-    from the start: for Pong. LeCun et al. 1998; He et al. 2015."""
+    weight_init: Literal["lecun", "he", "torch"] = "lecun"
+    """First weights: normal of variance 1 / inputs (LeCun et al. 1998) or 2 / inputs (He et al. 2015), or torch's own,
+    of variance 1 / (3 inputs), with which Q hardly differs between states at first."""
     layer_norm: bool = False
     """Normalise each layer's outputs, but the last one's. Ba et al. 2016; Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512
