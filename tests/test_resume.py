@@ -228,6 +228,17 @@ def test_a_warm_up_that_appends_leaves_no_trace_in_a_restored_ring(written: int)
     assert kept.count.tolist() == [written, written]
 
 
+def test_a_warm_up_that_fails_leaves_no_trace_in_a_restored_ring() -> None:
+    kept, lanes, no = ring(), torch.arange(2), torch.zeros(2, dtype=torch.bool)
+    for row in range(20):
+        kept.append(lanes, torch.full((2, 1), float(row)), torch.ones(2), no, no, no)
+    before = kept.storage.clone()
+    with pytest.raises(RuntimeError, match="no capture"), kept.upcoming_kept(1):
+        kept.append(lanes, torch.full((2, 1), -1.0), torch.ones(2), no, no, no)
+        raise RuntimeError("no capture")
+    assert torch.equal(kept.storage["frame"], before["frame"])
+
+
 def test_a_seam_before_the_first_row_marks_nothing() -> None:
     memory = ring()
     memory.seam()
