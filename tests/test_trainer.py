@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,25 @@ def test_the_learned_frames_do_not_depend_on_where_they_are_resized(tmp_path) ->
         frames[resize] = run.ring.storage["frame"].clone()
         run.envs.close()
     assert torch.equal(frames["env"], frames["device"])
+
+
+def test_cycles_that_a_save_leaves_are_gone_after_the_next(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Node:
+        """Refers to itself, as json's encoder does."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    left, alive, write = [], [], checkpoint.write
+
+    def watched(*parts):
+        alive.append(sum(node() is not None for node in left))
+        left.append(weakref.ref(Node()))
+        return write(*parts)
+
+    monkeypatch.setattr(checkpoint, "write", watched)
+    train(quiet("catch", tmp_path / "run", total_frames=6_000, checkpoint_period_frames=1_000))
+    assert len(alive) >= 6 and max(alive) <= 1
 
 
 def test_a_run_that_cannot_start_is_refused_before_it_leaves_a_folder(tmp_path) -> None:
