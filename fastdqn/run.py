@@ -25,7 +25,7 @@ from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
 from fastdqn.plan import plan
-from fastdqn.run_folder import RunFolder, default_path, trim
+from fastdqn.run_folder import RunFolder, check_free, default_path, trim
 from fastdqn.saver import Saver
 from fastdqn.schedules import Clock, LearningSchedule, line
 from fastdqn.tracking import Tracker, check_installed
@@ -70,6 +70,7 @@ class Run:
             if self.ranks.size > 1:
                 self._join_in()
             config = self.config
+            check_free(config.run_dir, resumed=saved is not None)
             self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
             parts = build(config, self.notes, self.ranks, self.epoch, self.dashboard.say)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
