@@ -141,8 +141,8 @@ class Run:
         else:
             self.learn_from = self.clock.env_steps + self.config.learning_starts
             self.notes.append(
-                f"the replay was not saved: learning goes on at env step {self.learn_from:,}, when the ring has "
-                f"{self.config.learning_starts:,} new rows"
+                f"the replay was not saved{' (--checkpoint-replay full saves it)' * (self.ranks.size == 1)}: learning goes on at "
+                f"env step {self.learn_from:,}, when the ring has {self.config.learning_starts:,} new rows"
             )
         path, now = self.folder.path, self.clock.env_steps
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)

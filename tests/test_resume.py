@@ -91,7 +91,8 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
     assert main(["resume", str(tmp_path / "run"), "--json"]) == 0
     printed = capsys.readouterr()
     summary = json.loads(printed.out.splitlines()[-1])
-    assert f"learning goes on at env step {steps + 1_000:,}" in printed.err
+    said = f"not saved (--checkpoint-replay full saves it): learning goes on at env step {steps + 1_000:,}"
+    assert said in printed.err
     assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
     assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
     assert main(["resume", str(tmp_path / "run")]) == 2
