@@ -31,6 +31,7 @@ FIGURES = ("seed", "frames", "env_steps", "updates", "episodes", "score_mean_100
 EVALUATION = (
     "protocol", "episodes", "score_mean", "score_ci95", "score_median", "distinct_games", "epsilon", "checkpoint_step",
 )  # fmt: skip
+PREFERRED = ("nature", "run", "sticky", "noop")  # protocols; of a task that is no game there is run's alone
 SAME = ("commit", "cpu", "gpu", "cores")  # of all runs of a row
 
 
@@ -70,8 +71,8 @@ def command_of(folder: Path) -> str:
 def evaluation_of(folder: Path, status: dict[str, Any], protocol: str | None) -> dict[str, Any] | None:
     """The newest evaluation of a run by `protocol`; None: the run has none.
 
-    Without a protocol nature's, if an Atari run has one, else the run's own. Evaluations during training do not count: the
-    games that chose an agent flatter it.
+    Without a protocol it is by the first of `PREFERRED` that there is. Evaluations during training do not count: the games
+    that chose an agent flatter it.
     """
     found = {one["protocol"]: one for one in runs.evaluations(folder) if one.get("seed") != runs.SELECTION_SEED}
     if protocol is not None and protocol not in found:
@@ -79,8 +80,8 @@ def evaluation_of(folder: Path, status: dict[str, Any], protocol: str | None) ->
             f"protocol={protocol}: {folder.name} has no such evaluation; run fastdqn eval, or leave it out"
         )
     if protocol is None:
-        protocol = "nature" if "nature" in found and atari.parse_env(status["env"]).is_atari else "run"
-    if protocol not in found:
+        protocol = next((name for name in PREFERRED if name in found), None)
+    if protocol is None:
         return None
     step = found[protocol]["checkpoint_step"]
     if step != status["env_steps"]:
@@ -201,7 +202,7 @@ def main() -> int:
     add.add_argument("name")
     add.add_argument("runs", nargs="+", type=Path)
     add.add_argument(
-        "--protocol", help="of the evaluations; by default nature, if there is one of an Atari game, else run"
+        "--protocol", help=f"of the evaluations; by default the first that there is of {', '.join(PREFERRED)}"
     )
     add.add_argument("--note", default="", help="what a reader has to know, in a few words")
     add.add_argument("--out", type=Path, default=RESULTS)

@@ -8,8 +8,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
@@ -111,17 +110,15 @@ class Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> None:
-        with self._without_reader():
-            self._stream.write(text)
+        self._attempt(self._stream.write, text)
 
     def flush(self) -> None:
-        with self._without_reader():
-            self._stream.flush()
+        self._attempt(self._stream.flush)
 
-    @contextmanager
-    def _without_reader(self) -> Iterator[None]:
+    def _attempt(self, act: Callable[..., object], *given: str) -> None:
+        """Does it, or warns. No context manager made of a generator: see `checkpoint._refusal`."""
         try:
-            yield
+            act(*given)
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             if error.errno in (errno.EPIPE, errno.EIO):  # for good: what is still buffered would fail again at the end

@@ -70,9 +70,11 @@ class Graph:
 
 @contextmanager
 def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Copies `tensors` back in place at the end: warm-up leaves no trace in them."""
+    """Copies `tensors` back in place at the end, also of a body that raises: warm-up leaves no trace in them."""
     saved = [tensor.detach().clone() for tensor in tensors]
-    yield
-    with torch.no_grad():
-        for tensor, old in zip(tensors, saved, strict=True):
-            tensor.copy_(old)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, saved, strict=True):
+                tensor.copy_(old)

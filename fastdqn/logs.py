@@ -5,8 +5,7 @@ A disk that does not take them is no reason to lose hours of training: it is a w
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from fastdqn.metrics import EpisodeTracker
@@ -24,11 +23,11 @@ class Logs:
     def __init__(self, folder: RunFolder, episodes: EpisodeTracker, tracker: Tracker | None) -> None:
         self._folder, self._episodes, self._tracker = folder, episodes, tracker
         self._metrics = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._failing = self._closed = False
+        self._training_goes_on, self._closed = TrainingGoesOn(), False
 
     def write(self, row: dict[str, Any]) -> None:
         """A row of metrics, the games since the last one, and the run's status."""
-        with self._training_goes_on():
+        with self._training_goes_on:
             self._metrics.write(json.dumps(row) + "\n")
             self._metrics.flush()
             if self._tracker is not None:
@@ -42,26 +41,34 @@ class Logs:
     def write_games(self) -> None:
         """The games since the last row of metrics."""
         if not self._closed:  # a save on behalf of a loop that hangs may come after its end
-            with self._training_goes_on():
+            with self._training_goes_on:
                 self._episodes.flush()
 
     def close(self, state: str, **figures: Any) -> None:
         """The last status."""
         self._closed = True
-        with self._training_goes_on():
+        with self._training_goes_on:
             self._folder.status(state, **figures)
         for log in (self._episodes, self._metrics, self._tracker):
-            with self._training_goes_on():
+            with self._training_goes_on:
                 if log is not None:
                     log.close()
 
-    @contextmanager
-    def _training_goes_on(self) -> Iterator[None]:
-        """Makes an error a warning: one, until the disk takes the logs again."""
-        try:
-            yield
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                print(f"warning: the logs have a gap: {error}; training goes on", file=sys.stderr, flush=True)
-            self._failing = True
+
+class TrainingGoesOn:
+    """Makes an error of the disk a warning: one, until the disk takes the logs again.
+
+    No context manager made of a generator: see `checkpoint._refusal`.
+    """
+
+    def __init__(self) -> None:
+        self._failing = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        refused = isinstance(error, OSError)
+        if refused and not self._failing:
+            print(f"warning: the logs have a gap: {error}; training goes on", file=sys.stderr, flush=True)
+        self._failing = refused
+        return refused

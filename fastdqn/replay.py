@@ -207,9 +207,11 @@ class ReplayRing:
         index = flat_row(lane, number, self.lane_length).view(-1)
         fields = self._frame, self._action, self._reward, self._terminated, self._life_lost, self._done
         saved = [field[index] for field in fields]
-        yield
-        for field, old in zip(fields, saved, strict=True):
-            field.index_copy_(0, index, old)
+        try:
+            yield
+        finally:
+            for field, old in zip(fields, saved, strict=True):
+                field.index_copy_(0, index, old)
 
     def stored(self) -> dict[str, Tensor]:
         """All that a ring is, by name, for a checkpoint: the rows, what is counted, and the priorities."""

@@ -25,7 +25,7 @@ from fastdqn.parts import build, make_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
 from fastdqn.plan import plan
-from fastdqn.run_folder import RunFolder, default_path, trim
+from fastdqn.run_folder import RunFolder, check_free, default_path, trim
 from fastdqn.saver import Saver
 from fastdqn.schedules import Clock, LearningSchedule, line
 from fastdqn.tracking import Tracker, check_installed
@@ -70,6 +70,7 @@ class Run:
             if self.ranks.size > 1:
                 self._join_in()
             config = self.config
+            check_free(config.run_dir, resumed=saved is not None)
             self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
             parts = build(config, self.notes, self.ranks, self.epoch, self.dashboard.say)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
@@ -140,8 +141,8 @@ class Run:
         else:
             self.learn_from = self.clock.env_steps + self.config.learning_starts
             self.notes.append(
-                f"the replay was not saved: learning goes on at env step {self.learn_from:,}, when the ring has "
-                f"{self.config.learning_starts:,} new rows"
+                f"the replay was not saved{' (--checkpoint-replay full saves it)' * (self.ranks.size == 1)}: learning goes on at "
+                f"env step {self.learn_from:,}, when the ring has {self.config.learning_starts:,} new rows"
             )
         path, now = self.folder.path, self.clock.env_steps
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)

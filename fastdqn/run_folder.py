@@ -21,16 +21,11 @@ class RunFolder:
 
     def __init__(self, run_dir: str | Path, *, resumed: bool = False) -> None:
         self.path = Path(run_dir)
-        if (self.path / "config.toml").exists() and not resumed and not _never_ran(self.path):
-            raise ValueError(f"run_dir={run_dir}: already holds a run; name a new folder or leave run_dir out")
+        check_free(run_dir, resumed=resumed)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run_dir={run_dir}: {error.strerror}; name a folder that can be written") from error
-        if links := sorted(entry.name for entry in self.path.iterdir() if entry.is_symlink()):  # even of the lock
-            raise ValueError(
-                f"run_dir={run_dir}: its {links[0]} is a symlink, which would be written through; remove it"
-            )
         self._lock = _locked(self.path)
         self.checkpoints = self.path / "checkpoints"
         for folder in (self.checkpoints, self.path / "eval", self.path / "videos"):
@@ -59,6 +54,25 @@ class RunFolder:
         replace_text(self.path / "status.json", json.dumps(row) + "\n")
 
 
+def check_free(run_dir: str | Path, *, resumed: bool) -> None:
+    """Refuses a folder that is no place for a run; writes nothing. Where it is "", a new one will be named.
+
+    Asked before the games are built, for that takes long, and again when the folder is taken.
+
+    Raises:
+        ValueError: the folder already holds a run, holds a symlink, or is in use.
+    """
+    if run_dir == "":
+        return
+    path = Path(run_dir)
+    if (path / "config.toml").exists() and not resumed and not _never_ran(path):
+        raise ValueError(f"run_dir={run_dir}: already holds a run; name a new folder or leave run_dir out")
+    if links := sorted(entry.name for entry in path.glob("*") if entry.is_symlink()):  # even of the lock
+        raise ValueError(f"run_dir={run_dir}: its {links[0]} is a symlink, which would be written through; remove it")
+    if process := in_use(path):
+        raise ValueError(f"run_dir={run_dir}: in use by process {process}; end it first")
+
+
 def _never_ran(path: Path) -> bool:
     """Whether what was begun here ended before its first row, as when the compiler fails: nothing is lost with it."""
     rows = path / "metrics.jsonl"
@@ -77,24 +91,24 @@ def _locked(path: Path) -> IO[str]:
             if again:
                 time.sleep(0.05)  # `in_use` holds it for a moment
                 continue
-            lock.seek(0)
-            raise ValueError(f"run_dir={path}: in use by process {lock.read().strip() or '?'}; end it first") from None
+            raise ValueError(f"run_dir={path}: in use by process {in_use(path) or '?'}; end it first") from None
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
 
 
-def in_use(path: Path) -> bool:
-    """Whether a process holds the folder. Writes nothing: the folder may be read-only."""
+def in_use(path: Path) -> str:
+    """The process that holds the folder, "" where none does. Writes nothing: the folder may be read-only."""
     try:
-        with (path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: readers do not take each other for the run
-    except BlockingIOError:
-        return True
+        with open(os.open(path / ".lock", os.O_RDONLY | os.O_NONBLOCK)) as lock:  # of a pipe it waits for no writer
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: readers do not take each other for the run
+            except BlockingIOError:
+                return lock.read().strip() or "?"
     except OSError:  # no lock: a copy of a run
-        return False
-    return False
+        pass
+    return ""
 
 
 def replace_text(path: Path, text: str) -> None:

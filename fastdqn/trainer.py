@@ -55,6 +55,7 @@ def train(
                         run.check_finite()
                     if run.checkpoint_due():
                         run.save()
+                        gc.collect()  # cycles that json left at the last save; 0.2 ms, as all from before is frozen
                         if run.config.deterministic:
                             run.new_epoch()
                     if run.eval_due():

@@ -167,7 +167,7 @@ def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) ->
     runs = [write_run(tmp_path / "1", [1.0] * 10, seed=1), write_run(tmp_path / "2", [1.0] * 20, seed=1, gamma=0.9)]
     runs += [write_run(tmp_path / "3", [1.0] * 10, seed=2, state="running")]
     notes = compare(capsys, *runs)["notes"]
-    assert "catch on Catch has one seed twice: its runs are not independent" in notes
+    assert "catch on Catch has one seed twice: its runs are not independent, their mean counts once" in notes
     assert "catch on Catch mixes settings: its runs differ in gamma" in notes
     assert "the runs on Catch have trained for different numbers of frames" in notes
     assert "3 has not finished: cut off, 80 frames" in notes
@@ -223,8 +223,17 @@ def test_a_seed_that_ran_three_times_is_one_seed(tmp_path: Path, capsys) -> None
     figures = compare(capsys, *runs)
     assert [row["seeds"] for row in figures["groups"]] == [1, 1] and len(figures["groups"][0]["runs"]) == 3
     assert figures["overall"][0]["seeds"] == 1
+    assert [row["ci95"] for row in (*figures["groups"], *figures["overall"])] == [None, None, None]
     assert "fast on Pong: 1 seed, too few to tell; train at least 3" in figures["notes"]
-    assert "fast on Pong has one seed twice: its runs are not independent" in figures["notes"]
+    assert "fast on Pong has one seed twice: its runs are not independent, their mean counts once" in figures["notes"]
+
+
+def test_a_seed_that_ran_again_counts_once_with_the_mean_of_its_runs(tmp_path: Path, capsys) -> None:
+    once = [write_run(tmp_path / f"{s}", [float(s)] * 10, seed=s) for s in (2, 3, 5, 9)]
+    again = [write_run(tmp_path / f"again{s}", [s] * 10, seed=5) for s in (4.0, 6.0)]
+    (row,), (more,) = (compare(capsys, *runs)["groups"] for runs in (once, [*once, *again]))
+    assert row["seeds"] == more["seeds"] == 4 and len(more["runs"]) == 6
+    assert [row[name] for name in ("iqm", "mean", "ci95")] == [more[name] for name in ("iqm", "mean", "ci95")]
 
 
 def test_markdown_and_text_hold_the_same_cells(tmp_path: Path, capsys) -> None:

@@ -1,16 +1,18 @@
 """What a person sees, rendered at two widths and read back."""
 
+import gc
 import io
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fastdqn.dashboard import Dashboard, panel, plain_line
+from fastdqn.dashboard import Dashboard, Lasting, panel, plain_line
 from fastdqn.metrics import Snapshot
 from fastdqn.units import clock, cores, count, duration
 
@@ -155,6 +157,29 @@ def test_training_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) 
     assert process.wait(timeout=60) == 0, said
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
     assert said.count("this run's output cannot be written") == 1
+
+
+def test_without_a_garbage_collector_a_write_that_fails_leaves_nothing_behind(capsys: pytest.CaptureFixture) -> None:
+    left = []
+
+    class FullError(OSError):
+        def __init__(self, reason: str) -> None:
+            super().__init__(reason)
+            left.append(weakref.ref(self))
+
+    class Disk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise FullError("no space left")
+
+    stream = Lasting(Disk())
+    gc.disable()  # as in training
+    try:
+        for _ in range(3):
+            stream.write("a line")
+        assert [error() for error in left] == [None] * 3
+    finally:
+        gc.enable()
+    assert capsys.readouterr().err.count("cannot be written (no space left)") == 1
 
 
 def test_one_core_is_no_plural() -> None:

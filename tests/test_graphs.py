@@ -1,5 +1,6 @@
 """Graphs on a CPU, where a graph is its function; the captured ones are in tests/gpu."""
 
+import pytest
 import torch
 
 from fastdqn.graphs import Graph, preserved
@@ -29,3 +30,11 @@ def test_preserved_restores_values_in_place() -> None:
         weight.mul_(2)
         count.add_(1)
     assert torch.equal(weight, before) and count == 4 and weight.data_ptr() == address
+
+
+def test_preserved_restores_when_its_body_raises_and_lets_the_error_through() -> None:
+    weight = torch.zeros(3)
+    with pytest.raises(RuntimeError, match="no capture"), preserved([weight]):
+        weight.add_(1)
+        raise RuntimeError("no capture")
+    assert weight.tolist() == [0, 0, 0]

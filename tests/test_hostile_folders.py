@@ -161,6 +161,14 @@ def test_nothing_is_written_through_a_symlink_in_a_run_folder(
     assert (not any(outside.iterdir())) if before is None else outside.read_bytes() == before
 
 
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(run: Path) -> None:
+    (run / ".lock").unlink()
+    os.mkfifo(run / ".lock")
+    command = [sys.executable, "-m", "fastdqn", *RESUME, str(run)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+
+
 # ------------------------------------------------------------------------------------------------ hostile checkpoints
 
 

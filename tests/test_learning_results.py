@@ -105,6 +105,16 @@ def test_the_row_has_the_evaluation_by_the_protocol_asked_for_and_by_natures_of_
         score("sticky")
 
 
+@pytest.mark.parametrize(
+    ("made", "counts"), [("sticky", "sticky"), ("noop", "noop"), ("noop sticky", "sticky"), ("sticky run", "run")]
+)
+def test_an_evaluation_by_whatever_protocol_counts_and_is_named(tmp_path: Path, made: str, counts: str) -> None:
+    evaluations = tuple({"protocol": name, "score_mean": 4} for name in made.split())
+    row = learning.row_of([folder_of(tmp_path / "a", evaluations=evaluations)], "")
+    assert row["runs"][0]["evaluation"]["protocol"] == counts
+    assert (f"; protocol {counts}" in learning.line(row)) == (counts != "run")
+
+
 def test_an_evaluation_of_another_agent_than_the_last_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", evaluations=({"protocol": "run", "checkpoint_step": 0},))
     with pytest.raises(

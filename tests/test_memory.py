@@ -206,6 +206,7 @@ def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pyte
     [
         ({"batch_size": 60_000}, r"batch_size=60000: activations need"),
         ({"num_envs": 4_096}, r"num_envs=4096: games need"),
+        ({"num_envs": 1_024, "batch_size": 32, "encoder": "impala"}, r"num_envs=1024: activations need"),
     ],
 )
 def test_what_does_not_fit_without_any_ring_is_blamed_on_its_own_field(

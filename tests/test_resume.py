@@ -91,7 +91,8 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
     assert main(["resume", str(tmp_path / "run"), "--json"]) == 0
     printed = capsys.readouterr()
     summary = json.loads(printed.out.splitlines()[-1])
-    assert f"learning goes on at env step {steps + 1_000:,}" in printed.err
+    said = f"not saved (--checkpoint-replay full saves it): learning goes on at env step {steps + 1_000:,}"
+    assert said in printed.err
     assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
     assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
     assert main(["resume", str(tmp_path / "run")]) == 2
@@ -226,6 +227,17 @@ def test_a_warm_up_that_appends_leaves_no_trace_in_a_restored_ring(written: int)
         assert (kept.storage["action"] == 2).sum() == 6
     assert all(torch.equal(kept.storage[name], before[name]) for name in before.keys())  # noqa: SIM118
     assert kept.count.tolist() == [written, written]
+
+
+def test_a_warm_up_that_fails_leaves_no_trace_in_a_restored_ring() -> None:
+    kept, lanes, no = ring(), torch.arange(2), torch.zeros(2, dtype=torch.bool)
+    for row in range(20):
+        kept.append(lanes, torch.full((2, 1), float(row)), torch.ones(2), no, no, no)
+    before = kept.storage.clone()
+    with pytest.raises(RuntimeError, match="no capture"), kept.upcoming_kept(1):
+        kept.append(lanes, torch.full((2, 1), -1.0), torch.ones(2), no, no, no)
+        raise RuntimeError("no capture")
+    assert torch.equal(kept.storage["frame"], before["frame"])
 
 
 def test_a_seam_before_the_first_row_marks_nothing() -> None:

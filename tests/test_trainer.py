@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastdqn import checkpoint, losses, runs
 from fastdqn.cli import main
 from fastdqn.distributed import RankLostError, Ranks
 from fastdqn.errors import UsageError
+from fastdqn.parts import build
 from fastdqn.run import NotFiniteError, Run
 from fastdqn.run_folder import RunFolder
 from fastdqn.trainer import step_group, train
@@ -159,10 +161,59 @@ def test_the_learned_frames_do_not_depend_on_where_they_are_resized(tmp_path) ->
     assert torch.equal(frames["env"], frames["device"])
 
 
+def test_cycles_that_a_save_leaves_are_gone_after_the_next(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Node:
+        """Refers to itself, as json's encoder does."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    left, alive, write = [], [], checkpoint.write
+
+    def watched(*parts):
+        alive.append(sum(node() is not None for node in left))
+        left.append(weakref.ref(Node()))
+        return write(*parts)
+
+    monkeypatch.setattr(checkpoint, "write", watched)
+    train(quiet("catch", tmp_path / "run", total_frames=6_000, checkpoint_period_frames=1_000))
+    assert len(alive) >= 6 and max(alive) <= 1
+
+
 def test_a_run_that_cannot_start_is_refused_before_it_leaves_a_folder(tmp_path) -> None:
     with pytest.raises(UsageError, match="replay_capacity="):
         train(replace(TINY, replay_capacity=5_000_000_000, run_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("other", ["ended", "running"])
+def test_a_folder_that_another_run_has_is_refused_before_a_game_is_built_and_stays_as_it_is(
+    other: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    if other == "ended":
+        (tmp_path / "config.toml").write_text("")
+        folder.release()
+    before = contents(tmp_path)
+    monkeypatch.setattr("fastdqn.run.build", lambda *_: pytest.fail("games were built"))
+    message = {"ended": "already holds a run", "running": f"in use by process {os.getpid()}"}[other]
+    with pytest.raises(UsageError, match=message):
+        train(replace(TINY, run_dir=str(tmp_path)))
+    assert contents(tmp_path) == before
+    folder.release()
+
+
+def test_a_folder_that_another_run_takes_meanwhile_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, held = tmp_path / "run", []
+    monkeypatch.setattr("fastdqn.run.build", lambda *given: (held.append(RunFolder(run)), build(*given))[1])
+    with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        train(replace(TINY, run_dir=str(run)))
+    assert not (run / "config.toml").exists()
+    held[0].release()
 
 
 def test_cuda_graphs_are_not_switched_off_where_there_are_none(tmp_path) -> None:

@@ -72,13 +72,14 @@ def summary(label: str, game: str, members: Sequence[History], *, source: str, r
     """One row: a group on one game. Frames, speeds and times are medians over the same runs as its score."""
     found = [(one, final_score(one, source)) for one in members]
     scored = [(one, score) for one, score in found if score is not None]
-    scores = np.array([score.value for _, score in scored], np.float64)
+    runs = [{"run": str(one.path), "seed": one.config.seed, **score._asdict()} for one, score in scored]
+    scores = by_seed(runs)
     speeds = [one.frames_per_second for one in members if one.frames_per_second is not None]
     row: dict[str, Any] = {
         "group": label,
         "game": game,
-        "seeds": len({one.config.seed for one, _ in scored}),  # one that ran twice is no second
-        "runs": [{"run": str(one.path), "seed": one.config.seed, **score._asdict()} for one, score in scored],
+        "seeds": len(scores),
+        "runs": runs,
         "score_of": sorted({score.source for _, score in scored}),
         **estimate([scores]),
         "frames": float(np.median([one.frames for one in members])),
@@ -95,8 +96,16 @@ def summary(label: str, game: str, members: Sequence[History], *, source: str, r
     return row
 
 
+def by_seed(runs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The score of each seed; of one that ran several times the mean, for these runs are not independent. float64 [S]"""
+    scores: dict[int, list[float]] = {}
+    for run in runs:
+        scores.setdefault(run["seed"], []).append(run["value"])
+    return np.array([np.mean(some) for some in scores.values()], np.float64)
+
+
 def estimate(scores_by_game: Sequence[np.ndarray]) -> dict[str, Any]:
-    """IQM and 95 % interval of float64 [S] per game; of one run there is no interval."""
+    """IQM and 95 % interval of float64 [S] per game; of one seed there is no interval."""
     scores = np.concatenate(scores_by_game)
     if not len(scores):
         return {"iqm": None, "ci95": None, "mean": None}
@@ -112,7 +121,7 @@ def aggregate(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dic
     """Human-normalised scores over the games that every group has played and that have a human score; from two on."""
     scores = {
         (row["group"], row["game"]): np.array(
-            [human_normalized_score(row["game"], run["value"]) for run in row["runs"]], np.float64
+            [human_normalized_score(row["game"], score) for score in by_seed(row["runs"])], np.float64
         )
         for row in rows
         if row["human_normalized"] is not None
@@ -157,7 +166,7 @@ def doubts(game: str, groups: dict[str, list[History]], field: str) -> list[str]
     for label, members in groups.items():
         seeds = [one.config.seed for one in members]
         if len(set(seeds)) < len(seeds):
-            said.append(f"{label} on {game} has one seed twice: its runs are not independent")
+            said.append(f"{label} on {game} has one seed twice: its runs are not independent, their mean counts once")
         differing = [name for name in differing_fields(members) if name != field]
         if differing:
             said.append(f"{label} on {game} mixes settings: its runs differ in {', '.join(differing)}")

@@ -101,7 +101,7 @@ def load(names: Sequence[str]) -> list[History]:
 
 def _read(path: Path) -> History:
     config = Config.load(path / "config.toml")
-    in_use = run_folder.in_use(path)  # before its status: a run that ends in between has finished and is not cut off
+    in_use = bool(run_folder.in_use(path))  # before its status: who ends in between has finished and is not cut off
     try:
         games, rows = runs.games(path), runs.metrics(path)
     except (OSError, ValueError, RecursionError) as error:

@@ -45,9 +45,6 @@ COMPILER_BYTES, COMPILERS = 100_000_000, 8  # of one, and how many run at once w
 EVALUATION_BYTES = 700_000_000
 CUDA_WORKSPACE_BYTES, CUDA_HOST_BYTES = 500_000_000, 1_000_000_000  # not measured
 
-# the field that a part of the table grows with
-_BEHIND = {"activations": "batch_size", "graphs": "batch_size", "staging": "num_envs", "games": "num_envs"}
-
 
 class Need(NamedTuple):
     """One part of a run's memory."""
@@ -55,6 +52,7 @@ class Need(NamedTuple):
     part: str
     nbytes: int
     on_device: bool = False
+    grows_with: str | None = None  # a field of the config: what to lower
 
 
 def check(
@@ -69,7 +67,7 @@ def check(
     free, beside = free_bytes(device, ranks.local_size), rest_of(table, device)
     there = [need for need in table if need.part != "ring" and (need.on_device or device.type != "cuda")]
     largest = max(there, key=lambda need: need.nbytes)
-    if beside > free and (field := _BEHIND.get(largest.part)):  # whatever the ring, this one is in the way
+    if beside > free and (field := largest.grows_with):  # whatever the ring, this one is in the way
         raise UsageError(
             f"{field}={getattr(config, field)}: {largest.part} need {size(largest.nbytes)} of {size(beside)} beside the "
             f"replay, {size(free)} are free on {device}; lower --{field.replace('_', '-')}"
@@ -97,7 +95,8 @@ def needs_of(config: Config, device: torch.device, screen: Screen, network: QNet
     obs_bytes, seen_bytes = (math.prod(shape) * screen.dtype.itemsize for shape in (obs_shape, screen.seen_shape))
     N, B = config.batch_size, config.num_envs if config.deterministic else max(config.num_envs // 2, 1)
     forward = forward_bytes(network, obs_shape)
-    activations = max(N * (7 * obs_bytes + 3 * forward) // 2, B * (2 * obs_bytes + forward))
+    updating, acting = N * (7 * obs_bytes + 3 * forward) // 2, B * (2 * obs_bytes + forward)
+    activations, larger = max((updating, "batch_size"), (acting, "num_envs"))
     P = sum(param.numel() for param in network.parameters())
     moments = 2 if config.optimizer == "adam" else 1 + config.rmsprop_centered  # tensors kept for each weight
     # Adam steps in place; RMSprop also keeps what was before a step, and the scaled gradients
@@ -111,10 +110,10 @@ def needs_of(config: Config, device: torch.device, screen: Screen, network: QNet
     table = [
         Need("ring", required_bytes(config.replay_capacity, config.num_envs, per_row), True),
         Need("model", 4 * P * copies + casts, True),
-        Need("activations", activations, True),
-        Need("graphs", activations + kept + CUDA_WORKSPACE_BYTES if cuda else 0, True),
-        Need("staging", B * (seen_bytes + 16) * (2 if cuda else 1)),
-        Need("games", config.num_envs * (game + SCREENS * seen_bytes)),
+        Need("activations", activations, True, larger),
+        Need("graphs", activations + kept + CUDA_WORKSPACE_BYTES if cuda else 0, True, larger),
+        Need("staging", B * (seen_bytes + 16) * (2 if cuda else 1), False, "num_envs"),
+        Need("games", config.num_envs * (game + SCREENS * seen_bytes), False, "num_envs"),
         Need("saving", kept + 4 * P * moments + chunk),
         Need("compile", CUDA_HOST_BYTES if cuda else compiling),
         Need("compilers", COMPILER_BYTES * compilers),
