@@ -14,13 +14,13 @@ import json
 import re
 import statistics
 import sys
-from dataclasses import fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fastdqn import atari, cli, runs
 from fastdqn.arguments import train_config
-from fastdqn.config import NOT_LEARNING, load_preset
+from fastdqn.config import NOT_LEARNING, Config, load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
@@ -33,6 +33,8 @@ EVALUATION = (
 )  # fmt: skip
 PREFERRED = ("nature", "run", "sticky", "noop")  # protocols; of a task that is no game there is run's alone
 SAME = ("commit", "cpu", "gpu", "cores")  # of all runs of a row
+# in columns of their own, or no matter of learning
+ELSEWHERE = (*NOT_LEARNING, "env", "preset", "seed", "num_envs", "total_frames", "checkpoint_period_frames")
 
 
 def row_of(folders: list[Path], note: str, protocol: str | None = None) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def row_of(folders: list[Path], note: str, protocol: str | None = None) -> dict[
     for field in SAME:
         the_same(field, [environment.get(field) for environment in environments])
     command = the_same("command", [command_of(folder) for folder in folders])
+    learned_with = [settings(Config.load(folder / "config.toml")) for folder in folders]
     rows = []
     for folder in folders:
         status = runs.status(folder)
@@ -51,6 +54,7 @@ def row_of(folders: list[Path], note: str, protocol: str | None = None) -> dict[
     status = runs.status(folders[0])
     return {
         "task": status["env"], "preset": status["preset"], "command": command, "note": note,
+        "settings": {name: the_same(name, [one[name] for one in learned_with]) for name in learned_with[0]},
         "environment": environments[0], "runs": sorted(rows, key=lambda row: row["seed"]),
     }  # fmt: skip
 
@@ -111,7 +115,7 @@ def line(row: dict[str, Any]) -> str:
     evaluated = [run["evaluation"] for run in found if run["evaluation"]]
     cells = [
         row["task"],
-        f"`{row['preset']}`{changes(row['command'])}",
+        f"`{row['preset']}`{changes(row)}",
         scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
         scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]) + remarks(evaluated),
         span([run["frames"] for run in found], 1e6) + "M",
@@ -121,14 +125,17 @@ def line(row: dict[str, Any]) -> str:
     return " | ".join(cells)
 
 
-def changes(command: str) -> str:
-    """What the command's flags change of how its preset, as it is now, learns."""
-    config = train_config(command.split()[2:], prog="fastdqn train")
-    preset = load_preset(config.preset)
-    # in columns of their own, or no matter of learning
-    elsewhere = {*NOT_LEARNING, "env", "preset", "num_envs", "total_frames", "checkpoint_period_frames"}
-    given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in elsewhere}
-    changed = {name: value for name, value in given.items() if value != getattr(preset, name)}
+def settings(config: Config) -> dict[str, Any]:
+    """How it learns, by field."""
+    return {name: value for name, value in asdict(config.resolved(loaded=True)[0]).items() if name not in ELSEWHERE}
+
+
+def changes(row: dict[str, Any]) -> str:
+    """In what the runs' settings differ from their preset's as it is now. Old rows lack some: their command has those."""
+    asked = train_config(row["command"].split()[2:], prog="fastdqn train")
+    preset = settings(replace(load_preset(asked.preset), env=asked.env, num_envs=asked.num_envs))
+    given = {**settings(asked), **row.get("settings", {})}
+    changed = {name: value for name, value in given.items() if value != preset.get(name)}
     return "".join(f", {name} {f'{value:,}' if type(value) is int else value}" for name, value in changed.items())
 
 

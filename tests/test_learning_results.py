@@ -58,6 +58,13 @@ def test_the_table_says_what_a_command_changes_of_its_preset() -> None:
     assert learning.line({**row, "command": "fastdqn train --preset cartpole"}).split(" | ")[1] == "`cartpole`"
 
 
+def test_the_table_says_in_what_a_run_learned_otherwise_than_its_preset_does_now(tmp_path: Path) -> None:
+    row = learning.row_of([folder_of(tmp_path / "a")], "")
+    assert learning.changes(row) == ""
+    then = {**row, "settings": {**row["settings"], "weight_init": "torch"}}
+    assert learning.line(then).split(" | ")[1] == "`fast`, weight_init torch"
+
+
 def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = (), **environment: object) -> Path:
     """What a run of Pong leaves of which a row is made."""
     (path / "eval").mkdir(parents=True)
@@ -66,6 +73,7 @@ def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = 
     where = {"commit": "1", "cpu": "c", "gpu": None, "cores": 4} | environment
     (path / "environment.json").write_text(json.dumps(where))
     (path / "command.txt").write_text(f"fastdqn train --env Pong --seed 1 --run-dir x {command}\n")
+    (path / "config.toml").write_text(replace(load_preset("fast"), env="Pong").to_toml())
     for number, evaluation in enumerate(evaluations):
         result = evaluation_result(**{"checkpoint_step": 1, **evaluation})
         (path / "eval" / f"{number}.json").write_text(json.dumps(result))
