@@ -120,7 +120,7 @@ class Config:
     """Factor on the channels of impala. Clark et al. 2024 (Beyond The Rainbow): 2."""
     spectral_norm: bool = False
     """Divide impala's residual convolutions by their largest singular value. Miyato et al. 2018."""
-    weight_init: Literal["lecun", "he", "torch"] = "lecun"
+    weight_init: Literal["unbiased", "lecun", "he", "torch"] = "unbiased"
     """First weights: normal of variance 1 / inputs (LeCun et al. 1998) or 2 / inputs (He et al. 2015), or torch's own,
     of variance 1 / (3 inputs), with which Q hardly differs between states at first."""
     layer_norm: bool = False

@@ -156,19 +156,19 @@ class QNetwork(nn.Module):
         return rng.uniform(rng.bits(self._tau_key, draw, lane)).view(B, count)
 
 
-def normal_init(network: QNetwork, rule: Literal["he", "lecun"]) -> None:
-    """Draws anew the weights of the layers before a ReLU, from a normal distribution of mean 0, and sets biases to 0.
+def init_weights(network: QNetwork, rule: Literal["unbiased", "lecun", "he"]) -> None:
+    """Sets all biases to 0; lecun and he also draw the weights of the layers before a ReLU anew, from a normal distribution.
 
-    Variance: he 2 / inputs (He et al. 2015), which keeps the size of what two states differ in from layer to layer;
-    lecun 1 / inputs (LeCun et al. 1998). Torch's own, uniform up to 1 / sqrt(inputs), have 1 / (3 inputs): after the
-    Nature CNN's four layers what two states of Pong differ in is a fortieth as large, and the biases are not. Adam's
-    first thousand steps then move the Q of all states at once, and units that end below 0 on the way never come back.
-    But with he's weights Adam's steps change Q more, and Breakout ends lower at the same learning rate
-    (benchmarks/LOG.md). Outputs keep torch's weights; noisy and spectral layers have rules of their own.
+    Torch's own weights and biases are uniform up to 1 / sqrt(inputs), a variance of 1 / (3 inputs). After the Nature CNN's
+    four layers what two states of Pong differ in is a fortieth as large, and the biases are not: Adam's first thousand
+    steps then move the Q of all states at once, and units that end below 0 on the way never come back. unbiased keeps
+    the weights; lecun has a variance of 1 / inputs (LeCun et al. 1998), he 2 / inputs (He et al. 2015), which keeps the
+    size of such differences from layer to layer (benchmarks/LOG.md). Outputs keep torch's weights; noisy and spectral
+    layers have rules of their own.
     """
     outputs = [stream.out for stream in (network.advantage, network.value) if stream is not None]
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, SpectralConv2d):
-            if layer not in outputs:
+            if rule != "unbiased" and layer not in outputs:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if rule == "he" else "linear")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

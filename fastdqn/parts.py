@@ -16,7 +16,7 @@ from fastdqn.errors import UsageError
 from fastdqn.learner import Learner
 from fastdqn.machine import hardware, preflight
 from fastdqn.machine.memory import keep_freed_memory
-from fastdqn.networks import QNetwork, normal_init
+from fastdqn.networks import QNetwork, init_weights
 from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
@@ -95,7 +95,7 @@ def build(
     own = replace(config, seed=ranks.seed(config.seed))
     network = make_network(own, screen.obs_shape(config.frame_stack), envs.num_actions, dtype)
     if config.weight_init != "torch":
-        normal_init(network, config.weight_init)
+        init_weights(network, config.weight_init)
     network = network.to(device)
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())
