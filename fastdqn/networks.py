@@ -156,19 +156,18 @@ class QNetwork(nn.Module):
         return rng.uniform(rng.bits(self._tau_key, draw, lane)).view(B, count)
 
 
-def init_weights(network: QNetwork, rule: Literal["unbiased", "lecun", "he"]) -> None:
-    """Sets all biases to 0; lecun and he also draw the weights of the layers before a ReLU anew, from a normal distribution.
+def init_weights(network: QNetwork, rule: Literal["unbiased", "lecun"]) -> None:
+    """Sets all biases to 0; lecun also draws the weights of the layers before a ReLU anew, normal of variance 1 / inputs.
 
-    Torch's own weights and biases are uniform up to 1 / sqrt(inputs), a variance of 1 / (3 inputs). After the Nature CNN's
-    four layers what two states of Pong differ in is a fortieth as large, and the biases are not: Adam's first thousand
-    steps then move the Q of all states at once, and units that end below 0 on the way never come back. unbiased keeps
-    the weights; lecun has a variance of 1 / inputs (LeCun et al. 1998), he 2 / inputs (He et al. 2015), which keeps the
-    size of such differences from layer to layer (benchmarks/LOG.md). Outputs keep torch's weights; noisy and spectral
-    layers have rules of their own.
+    Torch's own weights and biases are uniform up to 1 / sqrt(inputs), a variance of 1 / (3 inputs): every layer of the
+    Nature CNN weakens what two states differ in, and its biases stay. Where little differs, as on Pong, Adam's first
+    thousand steps then move the Q of all states at once, and units that end below 0 on the way never come back.
+    Without biases all that a layer sees fades alike. lecun (LeCun et al. 1998) lets it fade less (benchmarks/LOG.md).
+    Outputs keep torch's weights; noisy and spectral layers have rules of their own.
     """
     outputs = [stream.out for stream in (network.advantage, network.value) if stream is not None]
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, SpectralConv2d):
-            if rule != "unbiased" and layer not in outputs:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if rule == "he" else "linear")
+            if rule == "lecun" and layer not in outputs:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

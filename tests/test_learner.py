@@ -490,7 +490,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name: str) -> None:
-    """1,000 faults in all: NaN or infinity in the observations, the reward, the discount or a weight's gradient."""
+    """500 faults for each: NaN or infinity in the observations, the reward, the discount or a weight's gradient."""
     torch.manual_seed(0)
     network = QNetwork((5,), 3, encoder="mlp", hidden_size=8)
     learner = make_learner(network, OPTIMIZERS[name](network.parameters()))
@@ -499,7 +499,7 @@ def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name
     learner.read_metrics()
     draw = np.random.default_rng(0)
     before = [tensor.clone() for tensor in (*learner.parameters, *learner._moments)]
-    for fault in range(334):
+    for fault in range(500):
         batch = vector_batch(fault)
         field = ("obs", "reward", "discount", "next_obs", "weight")[fault % 5]
         batch[field] = batch[field].clone()
@@ -512,8 +512,8 @@ def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name
         assert torch.isfinite(size).all()
         for tensor, old in zip((*learner.parameters, *learner._moments), before, strict=True):
             assert torch.equal(tensor, old), "bit for bit as before"
-    assert learner.read_metrics() == ({}, 334, 334)
+    assert learner.read_metrics() == ({}, 500, 500)
     learner.update(**vector_batch())
     assert not torch.equal(learner.parameters[0], before[0])
     means, *refused = learner.read_metrics()
-    assert refused == [334, 0] and len(means) == 4 and all(np.isfinite(value) for value in means.values())
+    assert refused == [500, 0] and len(means) == 4 and all(np.isfinite(value) for value in means.values())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastdqn import encoders, rng
 from fastdqn.encoders import fold_blocks, fold_weight, nature
 from fastdqn.layers import LayerNorm, NoisyLinear, SpectralConv2d
-from fastdqn.networks import QNetwork, normal_init
+from fastdqn.networks import QNetwork, init_weights
 
 
 def screens(*shape: int) -> Tensor:
@@ -309,52 +309,48 @@ def test_quantiles_of_one_state_share_its_noise() -> None:
     assert not torch.allclose(value[0], value[1])
 
 
-@pytest.mark.parametrize(("rule", "variance"), [("he", 2), ("lecun", 1)])
-def test_the_layers_before_a_relu_are_drawn_with_the_variance_of_the_rule(
-    rule: Literal["he", "lecun"], variance: int
+@pytest.mark.parametrize("rule", ["unbiased", "lecun"])
+def test_all_biases_are_zero_at_first_and_lecun_draws_the_layers_before_a_relu(
+    rule: Literal["unbiased", "lecun"],
 ) -> None:
     torch.manual_seed(0)
     network = QNetwork((4, 84, 84), 4, head="iqn", dueling=True)
-    outputs = [
-        stream.out.get_parameter("weight").clone()
-        for stream in (network.advantage, network.value)
-        if stream is not None
-    ]
-    normal_init(network, rule)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    init_weights(network, rule)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     assert len(layers) == 3 + 2 * 2 + 1  # convolutions, two streams, the embedding
     for name, layer in layers.items():
         assert layer.bias is not None and not layer.bias.any(), name
-        if not name.endswith("out"):
+        if rule == "unbiased" or name.endswith("out"):
+            assert torch.equal(layer.weight, before[f"{name}.weight"]), name
+        else:
             std, mean = layer.weight.std().item(), layer.weight.mean().item()
-            assert (
-                std == pytest.approx((variance / layer.weight[0].numel()) ** 0.5, rel=0.04) and abs(mean) < 0.1 * std
-            ), name
-    for weight, stream in zip(outputs, (network.advantage, network.value), strict=True):
-        assert stream is not None and torch.equal(stream.out.get_parameter("weight"), weight)
+            assert std == pytest.approx(layer.weight[0].numel() ** -0.5, rel=0.04) and abs(mean) < 0.1 * std, name
 
 
-def test_normal_first_weights_leave_noisy_and_spectral_layers_their_own_weights() -> None:
+def test_first_weights_leave_noisy_and_spectral_layers_their_own() -> None:
     network = QNetwork((4, 84, 84), 4, encoder="impala", spectral_norm=True, noisy=0.5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    normal_init(network, "he")
+    init_weights(network, "lecun")
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f"encoder.{stage}.{part}" for stage in (0, 4, 8) for part in ("weight", "bias")}
 
 
-def test_he_and_lecun_let_the_network_tell_states_apart_from_the_start() -> None:
+def test_without_biases_the_network_tells_states_apart_from_the_start() -> None:
     """Screens that differ in a few pixels, as those of Pong do: torch's own weights make Q nearly one for all of them."""
     background = screens(1, 4, 84, 84) // 4 + 60
     obs = background.repeat(64, 1, 1, 1)
     for row in range(64):
         obs[row, :, row : row + 4, 40:44] = 236
-    spreads = []
+    shares = []
     for seed in range(5):
         torch.manual_seed(seed)
         network = QNetwork((4, 84, 84), 6)
-        with torch.no_grad():
-            spreads.append([float(network(obs).amax(dim=1).std())])
-            for rule in ("lecun", "he"):
-                normal_init(network, rule)
-                spreads[-1].append(float(network(obs).amax(dim=1).std()))
-    assert all(lecun > 4 * plain and he > 15 * plain for plain, lecun, he in spreads), spreads
+        shares.append([])
+        for rule in (None, "unbiased", "lecun"):
+            if rule is not None:
+                init_weights(network, rule)
+            with torch.no_grad():
+                q = network(obs)
+            shares[-1].append(float(q.std(dim=0).mean() / q.abs().mean()))
+    assert all(unbiased > 2 * plain and lecun > 2 * plain for plain, unbiased, lecun in shares), shares
