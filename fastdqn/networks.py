@@ -10,7 +10,7 @@ chance, as it is evaluated: no noise, and fractions spread evenly.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,18 +156,17 @@ class QNetwork(nn.Module):
         return rng.uniform(rng.bits(self._tau_key, draw, lane)).view(B, count)
 
 
-def init_weights(network: QNetwork, rule: Literal["unbiased", "lecun"]) -> None:
-    """Sets all biases to 0; lecun also draws the weights of the layers before a ReLU anew, normal of variance 1 / inputs.
+def lecun_init(network: QNetwork) -> None:
+    """Draws anew the weights of the layers before a ReLU, normal of variance 1 / inputs, and sets all biases to 0.
 
-    Torch's own weights and biases are uniform up to 1 / sqrt(inputs), a variance of 1 / (3 inputs): every layer of the
-    Nature CNN weakens what two states differ in, and its biases stay. Where little differs, as on Pong, Adam's first
-    thousand steps then move the Q of all states at once, and units that end below 0 on the way never come back.
-    Without biases all that a layer sees fades alike. lecun (LeCun et al. 1998) lets it fade less (benchmarks/LOG.md).
-    Outputs keep torch's weights; noisy and spectral layers have rules of their own.
+    LeCun et al. 1998. Torch's own weights and biases are uniform up to 1 / sqrt(inputs), a variance of 1 / (3 inputs): every
+    layer of the Nature CNN weakens what two states differ in, and its biases stay. Where little differs, as on Pong, Adam's
+    first thousand steps then move the Q of all states at once, and units that end below 0 on the way never come back
+    (benchmarks/LOG.md). Outputs keep torch's weights; noisy and spectral layers have rules of their own.
     """
     outputs = [stream.out for stream in (network.advantage, network.value) if stream is not None]
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, SpectralConv2d):
-            if rule == "lecun" and layer not in outputs:
+            if layer not in outputs:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

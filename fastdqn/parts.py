@@ -16,7 +16,7 @@ from fastdqn.errors import UsageError
 from fastdqn.learner import Learner
 from fastdqn.machine import hardware, preflight
 from fastdqn.machine.memory import keep_freed_memory
-from fastdqn.networks import QNetwork, init_weights
+from fastdqn.networks import QNetwork, lecun_init
 from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen, screen_of
 from fastdqn.staging import Staging
@@ -94,8 +94,8 @@ def build(
     torch.manual_seed(config.seed)
     own = replace(config, seed=ranks.seed(config.seed))
     network = make_network(own, screen.obs_shape(config.frame_stack), envs.num_actions, dtype)
-    if config.weight_init != "torch":
-        init_weights(network, config.weight_init)
+    if config.weight_init == "lecun":
+        lecun_init(network)
     network = network.to(device)
     learner = make_learner(own, network, device, compile=compile)
     ranks.share_(learner.shared())

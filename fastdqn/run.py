@@ -37,7 +37,7 @@ DEAD_AFTER = 1_000  # updates; in bfloat16 the first ones may tell no two states
 DEAD_SPREAD = 1e-5  # of Q, from state to state; networks that learned Breakout after all were at 7e-4
 DEAD = (
     "warning: Q is the same in every state of the last updates: the network's units are dead, and stay so; begin again "
-    "with --weight-init unbiased or, if it is, with a lower --learning-rate"
+    "with --weight-init lecun or, if it is, with a lower --learning-rate"
 )
 
 

@@ -138,7 +138,7 @@ def test_the_notes_give_every_value_in_which_a_preset_differs_from_the_defaults(
         ):
             assert f"`{field.name}`" in section, f"{field.name}={value} is not in the notes of {name}"
     assert "All presets but fast begin with PyTorch's own weights (`weight_init` torch)" in NOTES
-    assert load_preset(name).weight_init == ("unbiased" if name == "fast" else "torch")
+    assert load_preset(name).weight_init == ("lecun" if name == "fast" else "torch")
 
 
 def test_the_notes_give_the_formula_of_every_logged_metric(tmp_path: Path) -> None:
