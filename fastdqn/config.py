@@ -120,9 +120,9 @@ class Config:
     """Factor on the channels of impala. Clark et al. 2024 (Beyond The Rainbow): 2."""
     spectral_norm: bool = False
     """Divide impala's residual convolutions by their largest singular value. Miyato et al. 2018."""
-    weight_init: Literal["lecun", "torch"] = "lecun"
-    """First weights: lecun: normal of variance 1 / inputs, biases of 0 (LeCun et al. 1998); torch: torch's own, with which
-    Q hardly differs between states at first."""
+    weight_init: Literal["torch", "lecun"] = "torch"
+    """First weights: torch's own, or lecun: normal of variance 1 / inputs, biases of 0 (LeCun et al. 1998), with which Q
+    differs between states from the start: for games whose early rewards are all alike, as Pong's."""
     layer_norm: bool = False
     """Normalise each layer's outputs, but the last one's. Ba et al. 2016; Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512

@@ -61,8 +61,8 @@ def test_the_table_says_what_a_command_changes_of_its_preset() -> None:
 def test_the_table_says_in_what_a_run_learned_otherwise_than_its_preset_does_now(tmp_path: Path) -> None:
     row = learning.row_of([folder_of(tmp_path / "a")], "")
     assert learning.changes(row) == ""
-    then = {**row, "settings": {**row["settings"], "weight_init": "torch"}}
-    assert learning.line(then).split(" | ")[1] == "`fast`, weight_init torch"
+    then = {**row, "settings": {**row["settings"], "weight_init": "lecun"}}
+    assert learning.line(then).split(" | ")[1] == "`fast`, weight_init lecun"
 
 
 def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = (), **environment: object) -> Path:

@@ -131,14 +131,8 @@ def test_the_notes_give_every_value_in_which_a_preset_differs_from_the_defaults(
     default = Config()
     for field in fields(Config):
         value = getattr(load_preset(name), field.name)
-        if value != getattr(default, field.name) and field.name not in (
-            "preset",
-            "checkpoint_period_frames",
-            "weight_init",
-        ):
+        if value != getattr(default, field.name) and field.name not in ("preset", "checkpoint_period_frames"):
             assert f"`{field.name}`" in section, f"{field.name}={value} is not in the notes of {name}"
-    assert "All presets but fast begin with PyTorch's own weights (`weight_init` torch)" in NOTES
-    assert load_preset(name).weight_init == ("lecun" if name == "fast" else "torch")
 
 
 def test_the_notes_give_the_formula_of_every_logged_metric(tmp_path: Path) -> None:
