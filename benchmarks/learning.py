@@ -155,12 +155,17 @@ def scores(means: list[float], intervals: list[list[float]] | None = None) -> st
     """The scores of all seeds; of a single one with its interval."""
     if not means:
         return "not evaluated"
-    text = ", ".join(f"{mean:.3g}" if abs(mean) < 1_000 else f"{mean:,.0f}" for mean in means)
+    text = ", ".join(map(figure, means))
     if intervals:
-        text += " (95 % " + ", ".join(f"{low:.3g} to {high:.3g}" for low, high in intervals) + ")"
+        text += " (95 % " + ", ".join(f"{figure(low)} to {figure(high)}" for low, high in intervals) + ")"
     if len(means) > 1:
-        text += f"; median {statistics.median(means):.3g}"
+        text += f"; median {figure(statistics.median(means))}"
     return text
+
+
+def figure(value: float) -> str:
+    """Three digits, or all of them before the point where there are more."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def remarks(evaluations: list[dict[str, Any]]) -> str:
@@ -177,8 +182,7 @@ def random_play(task: str) -> str:
 
 
 def span(values: Any, unit: float) -> str:
-    low, high = (f"{bound(values) / unit:,.3g}" if bound(values) / unit < 1_000 else f"{bound(values) / unit:,.0f}"
-                 for bound in (min, max))  # fmt: skip
+    low, high = (figure(bound(values) / unit) for bound in (min, max))
     return low if low == high else f"{low} to {high}"
 
 

@@ -65,6 +65,13 @@ def test_the_table_says_in_what_a_run_learned_otherwise_than_its_preset_does_now
     assert learning.line(then).split(" | ")[1] == "`fast`, weight_init lecun"
 
 
+def test_scores_above_a_thousand_have_no_exponents() -> None:
+    assert learning.scores([1_054.35, 999.6], [[980.6, 1_126.8], [-13.04, 999.4]]) == (
+        "1,054, 1,000 (95 % 981 to 1,127, -13 to 999); median 1,027"
+    )
+    assert learning.span([7_662, 12.345], 1) == "12.3 to 7,662"
+
+
 def folder_of(path: Path, *, command: str = "", evaluations: tuple[dict, ...] = (), **environment: object) -> Path:
     """What a run of Pong leaves of which a row is made."""
     (path / "eval").mkdir(parents=True)
