@@ -3,6 +3,7 @@
 A disk that does not take them is no reason to lose hours of training: it is a warning, and the rows are left out.
 """
 
+import csv
 import json
 import sys
 from types import TracebackType
@@ -23,7 +24,10 @@ class Logs:
     def __init__(self, folder: RunFolder, episodes: EpisodeTracker, tracker: Tracker | None) -> None:
         self._folder, self._episodes, self._tracker = folder, episodes, tracker
         self._metrics = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._training_goes_on, self._closed = TrainingGoesOn(), False
+        self._games = (folder.path / "episodes.csv").open("a", newline="")
+        self._training_goes_on = TrainingGoesOn()
+        if self._games.tell() == 0:
+            csv.writer(self._games).writerow(["r", "l", "t", "env_steps", "env_id", "truncated"])
 
     def write(self, row: dict[str, Any]) -> None:
         """A row of metrics, the games since the last one, and the run's status."""
@@ -32,7 +36,7 @@ class Logs:
             self._metrics.flush()
             if self._tracker is not None:
                 self._tracker.write(row)
-            self._episodes.flush()
+            self._flush_games()
             self._folder.status(
                 "running", frames=row["frames"], frames_per_second=row["perf/fps"],
                 score_mean_100=row["charts/episodic_return"],
@@ -40,19 +44,23 @@ class Logs:
 
     def write_games(self) -> None:
         """The games since the last row of metrics."""
-        if not self._closed:  # a save on behalf of a loop that hangs may come after its end
-            with self._training_goes_on:
-                self._episodes.flush()
+        with self._training_goes_on:
+            self._flush_games()
 
     def close(self, state: str, **figures: Any) -> None:
-        """The last status."""
-        self._closed = True
+        """The last games and the last status."""
+        self.write_games()
         with self._training_goes_on:
             self._folder.status(state, **figures)
-        for log in (self._episodes, self._metrics, self._tracker):
+        for log in (self._games, self._metrics, self._tracker):
             with self._training_goes_on:
                 if log is not None:
                     log.close()
+
+    def _flush_games(self) -> None:
+        if not self._games.closed:  # a save on behalf of a loop that hangs may come after its end
+            csv.writer(self._games).writerows(self._episodes.taken())
+            self._games.flush()
 
 
 class TrainingGoesOn:

@@ -4,7 +4,6 @@ Tags in `metrics.jsonl` follow CleanRL (`charts/episodic_return`, `charts/SPS`, 
 that existing plotting tools read them. `global_step` is in env steps; `frames` stands beside it.
 """
 
-import csv
 import os
 import time
 from collections import deque
@@ -65,17 +64,13 @@ class EpisodeTracker:
 
     WIDTH = 6  # numbers in a row: score, length, seconds, env steps of the run, env, truncated
 
-    def __init__(self, num_envs: int, path: Path | None = None, *, first_env: int = 0) -> None:
+    def __init__(self, num_envs: int, *, first_env: int = 0) -> None:
         self._first_env = first_env
         self.score_N = np.zeros(num_envs)
         self.length_N = np.zeros(num_envs, np.int64)
         self.episodes = 0
         self.last_100: deque[float] = deque(maxlen=100)
-        self._file = None if path is None else path.open("a", newline="")
-        self._csv = None if self._file is None else csv.writer(self._file)
-        if self._csv is not None and self._file is not None and self._file.tell() == 0:
-            self._csv.writerow(["r", "l", "t", "env_steps", "env_id", "truncated"])
-        self._rows: list[list[float]] = []  # not yet written
+        self._rows: list[list[float]] = []  # not yet taken
         self.started = time.perf_counter()  # what seconds count from; a run sets it to where its own begin
 
     def add(self, env_id: np.ndarray, score: np.ndarray, first: np.ndarray, terminated: np.ndarray,
@@ -97,25 +92,13 @@ class EpisodeTracker:
         self._rows += [[float(score), int(length), seconds, *map(int, rest)] for score, length, seconds, *rest in rows]
 
     def taken(self) -> list[list[float]]:
-        """The games since the last call or `flush`, for another rank to count."""
+        """The games since the last call, to be written, or counted by another rank."""
         rows, self._rows = self._rows, []
         return rows
 
     @property
     def score_mean_100(self) -> float | None:
         return float(np.mean(self.last_100)) if self.last_100 else None
-
-    def flush(self) -> None:
-        """Writes the games that ended since the last call. Raises OSError where the disk does not take them."""
-        rows = self.taken()
-        if self._csv is not None and self._file is not None:
-            self._csv.writerows(rows)
-            self._file.flush()
-
-    def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            self._file.close()
 
 
 class PhaseTimer:

@@ -120,7 +120,7 @@ class Run:
         if saved is not None:
             self._restore(saved)
         self.folder.describe(config.to_toml(), command, hardware.environment())
-        self.episodes = EpisodeTracker(num_envs, path / "episodes.csv", first_env=self.ranks.rank * num_envs)
+        self.episodes = EpisodeTracker(num_envs, first_env=self.ranks.rank * num_envs)
         if saved is not None:
             self.episodes.episodes = saved.state["episodes"]
             self.episodes.last_100.extend(saved.state["last_100"])

@@ -1,7 +1,5 @@
 """Scores never leak, rates are rates, and memory is asked for before it is needed."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
@@ -17,30 +15,25 @@ def add(tracker: EpisodeTracker, env: int, score: float, *, first=False, termina
     tracker.add(np.array([env]), np.array([score]), *flag, env_steps=0)
 
 
-def test_a_score_restarts_after_a_truncation_as_after_a_game_over(tmp_path) -> None:
-    tracker = EpisodeTracker(2, tmp_path / "episodes.csv")
+def test_a_score_restarts_after_a_truncation_as_after_a_game_over() -> None:
+    tracker = EpisodeTracker(2)
     for end in ({"truncated": True}, {"terminated": True}, {"truncated": True}):
         add(tracker, 1, 99.0, first=True)
         for _ in range(4):
             add(tracker, 1, 2.0)
         add(tracker, 1, 2.0, **end)
-    tracker.close()
     assert list(tracker.last_100) == [10.0, 10.0, 10.0]
-    rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
-    assert [(row["r"], row["l"], row["truncated"]) for row in rows] == [
-        ("10.0", "5", "1"),
-        ("10.0", "5", "0"),
-        ("10.0", "5", "1"),
-    ]
+    rows = tracker.taken()
+    assert [(score, length, truncated) for score, length, *_, truncated in rows] == [(10, 5, 1), (10, 5, 0), (10, 5, 1)]
+    assert tracker.taken() == []
 
 
-def test_a_game_is_written_with_its_envs_number_in_the_job_and_the_runs_env_steps(tmp_path) -> None:
-    tracker, no = EpisodeTracker(2, tmp_path / "episodes.csv", first_env=6), np.zeros(2, np.bool_)
+def test_a_game_has_its_envs_number_in_the_job_and_the_runs_env_steps() -> None:
+    tracker, no = EpisodeTracker(2, first_env=6), np.zeros(2, np.bool_)
     tracker.add(np.array([1, 0]), np.array([2.5, 1.0]), no, np.array([True, False]), no, env_steps=40)
     tracker.add(np.array([0]), np.array([1.0]), no[:1], np.array([True]), no[:1], env_steps=44)
-    tracker.close()
-    rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
-    assert [(row["r"], row["env_id"], row["env_steps"]) for row in rows] == [("2.5", "7", "40"), ("2.0", "6", "44")]
+    rows = tracker.taken()
+    assert [(score, env, env_steps) for score, _, _, env_steps, env, _ in rows] == [(2.5, 7, 40), (2.0, 6, 44)]
 
 
 def test_a_log_row_says_of_each_figure_what_its_tag_means() -> None:

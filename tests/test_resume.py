@@ -54,7 +54,7 @@ def interrupted_at(config: Config, env_steps: int) -> None:
         if run.checkpoint_due():
             run.save()
             run.new_epoch()
-    for part in (run.episodes, run._logs._metrics, run.envs, run.folder._lock):
+    for part in (run._logs._games, run._logs._metrics, run.envs, run.folder._lock):
         part.close()
 
 

@@ -223,7 +223,7 @@ def test_a_game_is_dated_by_the_env_steps_with_the_group_that_ended_it(tmp_path:
     for _ in range(20):  # two games of nine decisions, and their reset rows
         step_group(run)
     run.envs.close()
-    run.episodes.close()
+    run._logs.write_games()
     assert runs.games(tmp_path / "run").env_steps.tolist() == [8 * 9] * 8 + [2 * 8 * 9] * 8
 
 
