@@ -26,7 +26,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -49,13 +49,20 @@ _LARGE = "replay.safetensors"
 _TEMPORARY = ".tmp_"
 _STEP_NAME = re.compile(r"step_(\d{12})")
 _FILE_NAME = re.compile(r"state\.json|\w+\.safetensors", re.ASCII)
-# of what a run puts into its state; the readers take these types for granted
-_KINDS = {
-    **dict.fromkeys(("env_steps", "frames", "updates", "target_syncs", "episodes", "epoch", "num_actions"), int),
-    **dict.fromkeys(("obs_shape", "last_100"), list),
-    **dict.fromkeys(("wall_seconds", "eval_score_mean"), int | float),
-    "phase_seconds": dict,
+RESUMED: dict[str, Any] = {  # of a state: what a run goes on from; to play its agent none of them is needed
+    **dict.fromkeys(("env_steps", "frames", "updates", "target_syncs", "episodes", "epoch"), int),
+    "last_100": list,
+    "wall_seconds": int | float,
 }
+_KINDS = {  # of what a run puts into its state; the readers take these types for granted
+    **RESUMED,
+    "obs_shape": list,
+    "num_actions": int,
+    "phase_seconds": dict,
+    "score_mean_100": int | float | None,
+    "eval_score_mean": int | float,
+}
+_LARGEST = 1 << 63  # more than any of their numbers comes to
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has some hundred
 # what the parsers raise, see `_refusal`
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
@@ -195,12 +202,19 @@ def read(path: Path) -> Checkpoint:
         if not isinstance(state, dict):
             raise CheckpointError(f"{_STATE} is missing or not an object")
         for name in _KINDS.keys() & state.keys():
-            numbers = state[name].values() if isinstance(state[name], dict) else ()
-            if not isinstance(state[name], _KINDS[name]) or not all(isinstance(one, int | float) for one in numbers):
-                raise CheckpointError(f"{_STATE} has a {name} that is of another type")
+            if not isinstance(state[name], _KINDS[name]) or not _are_numbers(state[name]):
+                raise CheckpointError(f"{_STATE} has a {name} that is no run's")
     except _UNREADABLE as error:
         raise _refusal(path, error) from error
     return Checkpoint(path, step, tensors, state)
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether one of _KINDS is a number, or holds numbers and nothing else."""
+    if value is None:
+        return True
+    found = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(isinstance(one, int | float) and abs(one) < _LARGEST for one in found)  # no NaN is
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

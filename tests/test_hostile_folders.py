@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import pickle
 import resource
@@ -246,6 +247,11 @@ def test_a_renamed_pickle_is_refused_and_never_run(run: Path, tmp_path: Path, ca
         (lambda state: state.update(env_steps="3"), "is intact"),
         (lambda state: state.update(wall_seconds=None), "is intact"),
         (lambda state: state.update(obs_shape=5), "is intact"),
+        (lambda state: state.update(last_100=["a"]), "is intact"),
+        (lambda state: state.update(last_100=[[1]]), "is intact"),
+        (lambda state: state.update(wall_seconds=math.nan), "is intact"),
+        (lambda state: state.update(episodes=10**400), "is intact"),
+        (lambda state: state.update(score_mean_100="a"), "is intact"),
     ],
 )
 def test_a_state_that_is_not_a_runs_is_refused(

@@ -11,9 +11,6 @@ from fastdqn.commands import JsonFlags
 from fastdqn.config import Config
 from fastdqn.errors import RunError, UsageError
 
-# of a checkpoint's state.json: what a run goes on from; to play its agent none of them is needed
-NEEDED = ("env_steps", "frames", "updates", "target_syncs", "episodes", "last_100", "epoch", "wall_seconds")
-
 
 @dataclass(frozen=True)
 class Flags(JsonFlags):
@@ -37,7 +34,7 @@ def main(flags: Flags) -> int:
 
     config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
     saved = checkpoint.load(folder / "checkpoints")
-    if missing := [name for name in NEEDED if name not in saved.state]:
+    if missing := [name for name in checkpoint.RESUMED if name not in saved.state]:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
     if saved.state["env_steps"] >= config.total_env_steps:
         raise UsageError(
