@@ -173,6 +173,26 @@ def test_a_save_that_hangs_does_not_keep_the_process() -> None:
     assert subprocess.run([sys.executable, "-c", HANGING], timeout=30).returncode == 143
 
 
+TWICE = """
+import os, signal, time
+from fastdqn.machine.signals import StopRequest
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+    time.sleep(0.3)  # the thread that heard it has seen the answer
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_a_second_ctrl_c_acts_as_it_would_have_before_and_is_not_complained_of() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_goes_away_ends_a_run_saved_unless_nohup_said_otherwise(ignored: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_RESORT_SECONDS = 6.0  # for saving on behalf of a loop that does not answer
@@ -36,8 +37,7 @@ class StopRequest:
         self.signs_of_life = 0  # counted up by a loop amid work that takes long; it is not stuck then
         self._grace_seconds = grace_seconds
         self._answered = threading.Event()
-        self._previous: dict[int, object] = {}
-        self._reader, self._writer = -1, -1
+        self._previous: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
@@ -57,37 +57,27 @@ class StopRequest:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._remember)
-        self._reader, self._writer = os.pipe()
+        reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(self._reader,), name="signals", daemon=True).start()
+        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._answered.set()
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writer)  # ends the thread
-        self._restore()
+        _handle(self._previous)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        hangup = self._previous.pop(signal.SIGHUP, None)
-        self._restore()
-        if hangup is not None:
-            self._previous[signal.SIGHUP] = hangup
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def _restore(self) -> None:
-        for number in SIGNALS:  # one by one: amid this a second signal may come here too
-            if (handler := self._previous.pop(number, None)) is not None:
-                signal.signal(number, handler)  # type: ignore[arg-type]
+        _handle({**self._previous, signal.SIGHUP: signal.SIG_IGN})
 
     def _watch(self, reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
                 if number[0] in SIGNALS:
-                    self._wait(number[0])
-                    return
+                    self._wait(number[0])  # a second one's is over at once
 
     def _wait(self, number: int) -> None:
         """Until the loop answers, or shows neither a sign of life nor a save for a whole grace period."""
@@ -110,3 +100,8 @@ class StopRequest:
                 with contextlib.suppress(Exception):
                     traceback.print_exc()
         os._exit(128 + number)
+
+
+def _handle(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():  # amid this a second signal may come, and do the same
+        signal.signal(number, handler)
