@@ -3,15 +3,16 @@
     python -m tests.faults.kill9 --trials 50        one line of JSON; a thousand: benchmarks/results/kill9-cpu.json
 
 Each trial forks from this process, which has imported everything and built no pool, since EnvPool hangs in a child of
-a process that has. One child trains a deterministic run and is killed: after a random time, or at the k-th call of a
-function that a save is made of (open for writing, fsync, rename, unlink, rmdir), before the call or after it. Every
-checkpoint of which `save` returned is reported through a pipe, so it was acknowledged. Then
+a process that has. One child trains a deterministic run and is killed: after a random time, or at the k-th call below
+checkpoints/ of a function that a save is made of (write, fsync, rename, unlink, rmdir), before the call or after it, or
+in mid-write. Every checkpoint of which `save` returned is reported through a pipe, so it was acknowledged. Then
 
     the newest checkpoint is intact and no older than the last acknowledged one
     a second child resumes and ends with the weights, moments, counters and replay of a run that was never killed
 """
 
 import argparse
+import io
 import json
 import os
 import random
@@ -32,7 +33,8 @@ from fastdqn.machine import hardware
 from fastdqn.run import Run
 from fastdqn.trainer import train
 
-CALLS = ("fsync", "rename", "unlink", "rmdir", "open")
+# what a save is made of, and how many of each a run makes
+CALLS = {"write": 150, "fsync": 70, "rename": 8, "unlink": 42, "rmdir": 6}
 
 
 def config(folder: Path) -> Config:
@@ -69,22 +71,46 @@ def acknowledged_training(folder: Path, pipe: int, moment: tuple[str, int, bool]
 
     Run.save = report  # type: ignore[method-assign]
     if moment is not None:
-        name, number, before = moment
-        original, seen = getattr(os, name), 0
+        arm(*moment)
+    train(config(folder))
 
-        def deadly(*arguments, **keywords):
+
+def arm(name: str, number: int, before: bool) -> None:
+    """Has this process kill itself at the `number`-th of the calls `name` below a folder of checkpoints."""
+    seen, opens = 0, io.open
+
+    def deadly(call, place, half=lambda *_: None):
+        def counted(*arguments, **keywords):
             nonlocal seen
-            inside = any("checkpoints" in str(argument) for argument in arguments) or name == "fsync"
-            seen += inside
-            if inside and seen == number and before:
+            strikes = "checkpoints" in place(*arguments, **keywords) and (seen := seen + 1) == number
+            if strikes and before:
+                half(*arguments)
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = original(*arguments, **keywords)
-            if inside and seen == number:
+            result = call(*arguments, **keywords)
+            if strikes:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        setattr(os, name, deadly)
-    train(config(folder))
+        return counted
+
+    def place(path, *_, dir_fd=None):
+        """Of what a call is given: a name, a name in an open folder (as rmtree does), or a descriptor."""
+        descriptor = path if isinstance(path, int) else dir_fd
+        return str(path) if descriptor is None else os.readlink(f"/proc/self/fd/{descriptor}")
+
+    def opened(path, *arguments, **keywords):
+        file = opens(path, *arguments, **keywords)
+        if file.writable():
+            write = file.write
+            file.write = deadly(
+                write, lambda data: str(path), lambda data: (write(data[: len(data) // 2]), file.flush())
+            )
+        return file
+
+    if name == "write":
+        io.open = opened  # which Path.open calls
+    else:
+        setattr(os, name, deadly(getattr(os, name), place))
 
 
 def resumed_training(folder: Path) -> None:
@@ -103,7 +129,10 @@ def everything(folder: Path) -> dict[str, torch.Tensor]:
 def trial(number: int, folder: Path, expected: dict[str, torch.Tensor], seconds: float) -> dict:
     """One killed run and its resumption. Raises AssertionError on a promise that was broken."""
     draw = random.Random(number)
-    moment = (draw.choice(CALLS), draw.randint(1, 25), draw.random() < 0.5) if draw.random() < 0.5 else None
+    moment = None
+    if draw.random() < 0.5:
+        call = draw.choice([*CALLS])
+        moment = call, draw.randint(1, CALLS[call]), draw.random() < 0.5
     reader, writer = os.pipe()
     pid = in_child(acknowledged_training, folder, writer, moment)
     os.close(writer)
@@ -112,12 +141,13 @@ def trial(number: int, folder: Path, expected: dict[str, torch.Tensor], seconds:
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     killed = os.WIFSIGNALED(status)
+    at = moment[0] if moment and killed else None
     assert killed or os.WEXITSTATUS(status) == 0, f"trial {number}: training failed by itself"
     with os.fdopen(reader) as pipe:
         saved = [int(line) for line in pipe.read().splitlines()]
     present = checkpoint.checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
     if not saved and not present:
-        return {"killed": killed, "saved": 0, "resumed": False, "inside": moment is not None}
+        return {"killed": killed, "saved": 0, "resumed": False, "at": at}
     newest = checkpoint.read(present[0])  # the newest by name, not the newest that is good: it must be both
     assert not saved or newest.step >= saved[-1], f"trial {number}: step {saved[-1]} was acknowledged and is lost"
     child = in_child(resumed_training, folder)
@@ -125,7 +155,7 @@ def trial(number: int, folder: Path, expected: dict[str, torch.Tensor], seconds:
     found = everything(folder)
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     assert not different and expected.keys() == found.keys(), f"trial {number}: {different} differ after resuming"
-    return {"killed": killed, "saved": len(saved), "resumed": True, "inside": moment is not None}
+    return {"killed": killed, "saved": len(saved), "resumed": True, "at": at}
 
 
 def main() -> int:
@@ -134,7 +164,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     flags = parser.parse_args()
     torch.set_num_threads(1)
-    results, began = [], time.perf_counter()
+    results: list[dict] = []
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as root:
         whole = Path(root) / "whole"
         started = time.perf_counter()
@@ -149,7 +180,8 @@ def main() -> int:
         "harness": "kill9",
         "trials": len(results),
         "killed": sum(result["killed"] for result in results),
-        "killed_inside_a_save": sum(result["killed"] and result["inside"] for result in results),
+        "killed_inside_a_save": sum(result["at"] is not None for result in results),
+        "at": {call: sum(result["at"] == call for result in results) for call in CALLS},
         "resumed_bit_identical": sum(result["resumed"] for result in results),
         "acknowledged": sum(result["saved"] for result in results),
         "lost": 0,  # a lost one ends the harness
