@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.publish import write
 from fastdqn import parts
-from fastdqn.config import Config, load_preset
+from fastdqn.config import load_preset
 from fastdqn.envs import VectorEnv
 from fastdqn.machine import preflight
 from fastdqn.machine.memory import keep_freed_memory
@@ -62,8 +62,7 @@ def measure_run(name: str) -> dict[str, Any]:
         config = replace(
             load_preset(changes.pop("preset")), **changes, device="cpu", ui="quiet", run_dir=f"{folder}/run"
         )
-        settled, device = config.resolved()[0], torch.device("cpu")
-        table = table_of(settled, device)
+        table = parts.needs(config.resolved()[0], torch.device("cpu"))
         before = resident_bytes()
         result = train(config)
     own = [need for need in table if need.part not in BESIDE]
@@ -75,13 +74,6 @@ def measure_run(name: str) -> dict[str, Any]:
         "measured": peak_resident_bytes(),
         "updates": result.summary["updates"],
     }
-
-
-def table_of(config: Config, device: torch.device) -> list[preflight.Need]:
-    """What the preflight says of a resolved config."""
-    screen = parts.make_screen(config, device)
-    dtype, compile = parts.resolve_precision(config, device, []), parts.resolve_compile(config, device, [])
-    return preflight.needs_of(config, device, screen, parts.meta_network(config, screen, dtype), compile=compile)
 
 
 def measure_games(env: str, num_envs: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -73,8 +73,7 @@ def build(
     # a debugging aid that costs a kernel per new tensor
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (typed as read-only)
     screen = make_screen(config, device)
-    network = meta_network(config, screen, dtype)
-    memory = preflight.check(whole, device, screen, network, compile=compile, ranks=ranks)
+    memory = preflight.check(whole, device, screen, needs(config, device), ranks)
     say(f"building {whole.num_envs} game{'s' * (whole.num_envs != 1)} of {config.name.game}")
     envs = make_envs(config, screen, threads.env, epoch=epoch, first_env=ranks.rank * config.num_envs)
     ring = ReplayRing(
@@ -102,6 +101,13 @@ def build(
     staging = Staging(group_size=envs.group_size, obs_shape=envs.obs_shape, obs_dtype=screen.dtype, device=device)
     fire_action = None if config.fire_after_life_loss == "off" else envs.fire_action
     return Parts(device, threads, screen, envs, fire_action, ring, learner, staging, memory)
+
+
+def needs(config: Config, device: torch.device) -> list[preflight.Need]:
+    """What the run of a resolved config takes of memory, part by part; of one rank's share, what that rank takes."""
+    screen, dtype = make_screen(config, device), resolve_precision(config, device, [])
+    network = meta_network(config, screen, dtype)
+    return preflight.needs_of(config, device, screen, network, compile=resolve_compile(config, device, []))
 
 
 def make_envs(config: Config, screen: Screen, num_threads: int, **options: Any) -> VectorEnv:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from torch._inductor.runtime.runtime_utils import cache_dir
 from fastdqn.cli import main
 from fastdqn.commands import doctor
 from fastdqn.commands.doctor import Finding
-from fastdqn.machine import control_groups
-from fastdqn.machine.memory import check_fits, row_bytes
+from fastdqn.config import Config
+from fastdqn.distributed import Ranks
+from fastdqn.errors import UsageError
+from fastdqn.machine import control_groups, hardware, preflight
+from fastdqn.parts import make_screen, needs
 
 
 def test_a_machine_that_trains_is_ready_and_every_check_says_what_it_saw(capsys: pytest.CaptureFixture) -> None:
@@ -87,14 +91,17 @@ def test_a_check_that_raises_has_failed_with_the_first_line_of_its_reason() -> N
 
 
 @pytest.mark.parametrize("free", [1_500_000_000, 8_100_000_000, 40_000_000_000])
-def test_the_largest_ring_is_the_largest_that_training_accepts(free: int) -> None:
-    fits, rest = doctor.largest_ring(free)
-    per_row = row_bytes((84, 84), torch.uint8)
-    shape = {"num_envs": 64, "per_row": per_row, "free": free, "device": torch.device("cpu")}
-    assert fits % 64 == 0
-    check_fits(capacity=fits, reserve_bytes=rest, **shape)
-    with pytest.raises(ValueError, match=f"--replay-capacity {fits}$"):
-        check_fits(capacity=fits + 64, reserve_bytes=rest, **shape)
+def test_the_largest_ring_is_the_largest_that_training_accepts(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: free)
+    device, (fits, _) = hardware.resolve_device(), doctor.largest_ring(free)
+
+    def check(capacity: int) -> None:
+        config = replace(Config(), replay_capacity=capacity).resolved()[0]
+        preflight.check(config, device, make_screen(config, device), needs(config, device), Ranks(0, 1, 0, 1))
+
+    check(fits)
+    with pytest.raises(UsageError, match=f"--replay-capacity {fits}$"):
+        check(fits + 64)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastdqn.envs import VectorEnv
 from fastdqn.errors import UsageError
 from fastdqn.machine import preflight
 from fastdqn.machine.control_groups import _groups, core_limit, memory_headroom
-from fastdqn.machine.memory import check_fits, check_host, free_bytes, largest_capacity, row_bytes
+from fastdqn.machine.memory import free_bytes, required_bytes, row_bytes
 from fastdqn.machine.preflight import Need
 from fastdqn.metrics import resident_bytes
 from fastdqn.networks import QNetwork
@@ -89,15 +90,8 @@ def test_every_page_of_a_ring_is_touched_when_it_is_made() -> None:
 # what is counted
 
 
-def table_of(config: Config, *, compile: bool = True) -> dict[str, int]:
-    settled = config.resolved()[0]
-    return {need.part: need.nbytes for need in needs_on(CPU, settled, compile=compile)}
-
-
-def needs_on(device: torch.device, config: Config, *, compile: bool = True) -> list[Need]:
-    screen = parts.make_screen(config, CPU)
-    network = parts.meta_network(config, screen, torch.float32)
-    return preflight.needs_of(config, device, screen, network, compile=compile)
+def table_of(config: Config) -> dict[str, int]:
+    return {need.part: need.nbytes for need in parts.needs(config.resolved()[0], CPU)}
 
 
 def test_the_parts_of_a_run_by_hand() -> None:
@@ -111,6 +105,10 @@ def test_the_parts_of_a_run_by_hand() -> None:
     assert found["staging"] == 8 * (4 * 4 + 16)
     outputs = (4 * 128 + 2) * 4  # two layers with their ReLUs, and two values
     assert found["activations"] == 128 * (7 * 16 + 3 * outputs) // 2
+
+
+def test_a_million_atari_frames_are_seven_gigabytes() -> None:
+    assert required_bytes(1_000_000, 64, row_bytes((84, 84), torch.uint8)) == 1_000_000 * (7_056 + 8) + 64 * 8
 
 
 def test_a_forward_pass_is_counted_without_memory_or_arithmetic() -> None:
@@ -138,7 +136,7 @@ def test_larger_batches_networks_and_pools_need_more_each_in_its_own_part() -> N
     for changes, expected in cases:
         changed = table_of(Config(**changes))
         assert {part for part in changed if changed[part] != plain.get(part)} == expected, changes
-    assert table_of(config, compile=False).keys() == plain.keys() - {"compilers"}
+    assert table_of(replace(config, compile=False)).keys() == plain.keys() - {"compilers"}
 
 
 def test_on_cuda_the_device_holds_ring_model_activations_and_graphs_and_the_host_the_rest() -> None:
@@ -146,7 +144,10 @@ def test_on_cuda_the_device_holds_ring_model_activations_and_graphs_and_the_host
     assert preflight.total(table, on_device=True, cuda=True) == 21
     assert preflight.total(table, on_device=False, cuda=True) == 4300
     assert preflight.total(table, on_device=True, cuda=False) == 4321
-    cuda = needs_on(torch.device("cuda"), Config().resolved()[0])
+    config = Config().resolved()[0]
+    screen = parts.make_screen(config, CPU)
+    network = parts.meta_network(config, screen, torch.float32)
+    cuda = preflight.needs_of(config, torch.device("cuda"), screen, network, compile=True)
     assert {need.part for need in cuda if need.on_device} == {"ring", "model", "activations", "graphs"}
     assert {need.part for need in cuda if not need.on_device} == {"staging", "games", "saving", "compile"}
 
@@ -163,10 +164,31 @@ def test_the_size_of_a_vector_is_known_before_its_pool_is_built(task: str) -> No
     envs.close()
 
 
-def test_where_no_ring_fits_nothing_useless_is_suggested() -> None:
-    with pytest.raises(ValueError, match=r"replay_capacity=1000: .* no ring fits: end other programs"):
-        check_fits(capacity=1_000, num_envs=64, per_row=7_064, free=1 << 30, device=CPU, reserve_bytes=1 << 50)
-    assert largest_capacity(10**9, 64, row_bytes((84, 84), torch.uint8)) == (10**9 - 512) // (64 * 7_064) * 64
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The preflight's word on a machine that has `free` bytes."""
+
+    def checked(free: int, *, ranks: int = 1, local_ranks: int = 1, **changes: Any) -> str:
+        monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: free // ranks)
+        config = Config(compile=False, **changes).resolved()[0]
+        table = parts.needs(config.share(ranks), CPU)
+        return preflight.check(config, CPU, parts.make_screen(config, CPU), table, Ranks(0, ranks, 0, local_ranks))
+
+    return checked
+
+
+def test_a_capacity_that_does_not_fit_is_refused_with_the_largest_that_does(check: Callable[..., str]) -> None:
+    with pytest.raises(UsageError, match=r"replay_capacity=10000000: needs 70\.64 GB on cpu, .* GB are free") as error:
+        check(8_000 * MB, replay_capacity=10_000_000)
+    largest = int(str(error.value).split("--replay-capacity ")[1])
+    assert largest % 64 == 0 and "8.00 GB were free on cpu" in check(8_000 * MB, replay_capacity=largest)
+    with pytest.raises(UsageError, match=f"--replay-capacity {largest}$"):
+        check(8_000 * MB, replay_capacity=largest + 64)
+
+
+def test_where_no_ring_fits_nothing_useless_is_suggested(check: Callable[..., str]) -> None:
+    with pytest.raises(UsageError, match=r"replay_capacity=50000: .* no ring fits: end other programs"):
+        check(100 * MB, replay_capacity=50_000, learning_starts=40_000, num_envs=1, batch_size=1)
 
 
 def test_the_ranks_of_a_machine_share_its_free_memory() -> None:
@@ -176,29 +198,16 @@ def test_the_ranks_of_a_machine_share_its_free_memory() -> None:
 
 @pytest.mark.parametrize("local_ranks", [1, 2])  # two machines, or one
 def test_of_several_ranks_the_whole_jobs_capacity_is_named_and_the_largest_one_of_it_fits(
-    local_ranks: int,
+    local_ranks: int, check: Callable[..., str]
 ) -> None:
-    free = 4_000 // local_ranks
-    job = {"num_envs": 4, "per_row": 10, "free": free, "device": CPU, "reserve_bytes": 1_000, "ranks": 2}
-    fits = {1: 2 * 298, 2: 2 * 98}[local_ranks]  # of 3,000 or 1,000 bytes for a rank's two lanes and their cursors
-    with pytest.raises(ValueError) as refused:
-        check_fits(capacity=1_001, **job)
-    assert str(refused.value).startswith("replay_capacity=1001: needs 0.00 GB on cpu, ")
-    assert str(refused.value).endswith(
-        f"for the rest, for each of 2 ranks; the largest that fits is --replay-capacity {fits}"
-    )
-    check_fits(capacity=fits, **job)
-    with pytest.raises(ValueError):
-        check_fits(capacity=fits + 4, **job)
-
-
-def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: 5_000 * MB // ranks)
-    config = Config(replay_capacity=1_000_001).resolved()[0]
-    screen = parts.make_screen(config, CPU)
-    network = parts.meta_network(config, screen, torch.float32)
-    with pytest.raises(ValueError, match=r"^replay_capacity=1000001: needs 3\.53 GB on cpu, .*, for each of 2 ranks; "):
-        preflight.check(config, CPU, screen, network, compile=False, ranks=Ranks(0, 2, 0, 2))
+    job = {"free": 4_000 * MB, "ranks": 2, "local_ranks": local_ranks}
+    with pytest.raises(UsageError, match=r"^replay_capacity=1500001: needs 5\.30 GB on cpu, ") as refused:
+        check(replay_capacity=1_500_001, **job)
+    assert ", for each of 2 ranks; the largest that fits is --replay-capacity " in str(refused.value)
+    fits = int(str(refused.value).split("--replay-capacity ")[1])
+    check(replay_capacity=fits, **job)
+    with pytest.raises(UsageError):
+        check(replay_capacity=fits + 64, **job)
 
 
 @pytest.mark.parametrize(
@@ -210,22 +219,26 @@ def test_a_rank_refuses_what_was_typed_and_not_its_share_of_it(monkeypatch: pyte
     ],
 )
 def test_what_does_not_fit_without_any_ring_is_blamed_on_its_own_field(
-    changes: dict[str, Any], blamed: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], blamed: str, check: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: 1_000 * MB)
-    config = Config(replay_capacity=50_000, learning_starts=40_000, **changes).resolved()[0]
-    screen = parts.make_screen(config, CPU)
-    network = parts.meta_network(config, screen, torch.float32)
     with pytest.raises(UsageError, match=f"^{blamed} .* are free on cpu; lower --"):
-        preflight.check(config, CPU, screen, network, compile=False, ranks=Ranks(0, 1, 0, 1))
+        check(1_000 * MB, precision="fp32", replay_capacity=50_000, learning_starts=40_000, **changes)
 
 
-def test_a_host_too_small_for_a_run_on_a_gpu_is_refused() -> None:
-    check_host(1 * MB, free=2 * MB, num_envs=64)
-    with pytest.raises(ValueError, match=r"num_envs=64: .* need 1000\.00 GB of host memory, .* GB are free"):
-        check_host(1_000_000 * MB, free_bytes(CPU), num_envs=64)
-    with pytest.raises(ValueError, match=r"num_envs=64: .* are free, for each of 2 ranks; end other programs"):
-        check_host(1_000_000 * MB, free_bytes(CPU, ranks=2), num_envs=64, ranks=2)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_host_too_small_for_a_run_on_a_gpu_is_refused(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 80_000 * MB, "cpu": 4_000 * MB}
+    monkeypatch.setattr("fastdqn.machine.preflight.free_bytes", lambda device, ranks=1: free[device.type] // ranks)
+    cuda, config = torch.device("cuda"), Config().resolved()[0]
+    job = config, cuda, parts.make_screen(config, CPU)
+    table = [Need("ring", 1, True), Need("model", 1, True), Need("games", 4_000 * MB // ranks)]
+    assert "80.00 GB were free on cuda" in preflight.check(*job, table, Ranks(0, 1, 0, 1))
+    table.append(Need("staging", 1))
+    each = ", for each of 2 ranks" * (ranks == 2)
+    with pytest.raises(
+        UsageError, match=rf"num_envs=64: .* GB of host memory, .* GB are free{each}; end other programs"
+    ):
+        preflight.check(*job, table, Ranks(0, ranks, 0, ranks))
 
 
 # control groups

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdqn.machine.memory import check_fits, free_bytes, required_bytes, row_bytes
+from fastdqn.machine.memory import free_bytes
 from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
 
 CPU = torch.device("cpu")
@@ -79,17 +79,3 @@ def test_phases_add_up_even_when_one_raises() -> None:
 
 def test_resident_memory_is_that_of_a_process_with_torch_in_it() -> None:
     assert 50e6 < resident_bytes() < free_bytes(CPU) + 100e9
-
-
-def test_a_million_atari_frames_are_seven_gigabytes() -> None:
-    assert required_bytes(1_000_000, 64, row_bytes((84, 84), torch.uint8)) == 1_000_000 * (7_056 + 8) + 64 * 8
-
-
-def test_a_capacity_that_does_not_fit_is_refused_with_one_that_does() -> None:
-    shape = {"num_envs": 64, "per_row": row_bytes((84, 84), torch.uint8), "free": free_bytes(CPU), "device": CPU}
-    with pytest.raises(ValueError, match=r"replay_capacity=\d+: needs .* GB on cpu, .* GB are free") as error:
-        check_fits(capacity=10**9, reserve_bytes=10**9, **shape)
-    largest = int(str(error.value).split("--replay-capacity ")[1])
-    assert largest % 64 == 0 and largest > 0
-    check_fits(capacity=largest, reserve_bytes=10**9, **shape)
-    check_fits(capacity=1_000, **shape)

@@ -203,6 +203,7 @@ def largest_ring(free: int) -> tuple[int, int]:
     from fastdqn.networks import QNetwork
     from fastdqn.screens import screen_of
 
+    # not parts.needs: that imports EnvPool, which may be what is broken here
     device, config = hardware.resolve_device(), Config().resolved()[0]
     screen = screen_of(config.observation, resize_on_device=device.type == "cuda", device=device)
     dtype = torch.bfloat16 if hardware.has_bf16(device) else torch.float32

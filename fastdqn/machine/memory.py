@@ -1,4 +1,4 @@
-"""Bytes needed against bytes free, asked before anything is allocated; and what malloc does with freed memory."""
+"""Bytes of a ring and bytes that are free; and what malloc does with freed memory."""
 
 import ctypes
 import math
@@ -37,54 +37,6 @@ def free_bytes(device: torch.device, ranks: int = 1) -> int:
 def largest_capacity(free: int, num_envs: int, per_row: int) -> int:
     """Rows of the largest ring in `free` bytes, 0 where none fits; whole rows of lanes, so a multiple of `num_envs`."""
     return max(free - num_envs * 8, 0) // (per_row * num_envs) * num_envs
-
-
-def check_fits(
-    *,
-    capacity: int,
-    num_envs: int,
-    per_row: int,
-    free: int,
-    device: torch.device,
-    reserve_bytes: int = 0,
-    ranks: int = 1,
-) -> None:
-    """Refuses a ring that does not fit beside `reserve_bytes` for everything else.
-
-    Args:
-        capacity, num_envs: the whole job's, as they were typed; its `ranks` share both out equally.
-        per_row: bytes, see `row_bytes`.
-        free, reserve_bytes: of one rank.
-
-    Raises:
-        ValueError: names replay_capacity, need, have, and the largest capacity that fits.
-    """
-    need = required_bytes(capacity // ranks, num_envs // ranks, per_row)
-    have = max(free - reserve_bytes, 0)
-    if need <= have:
-        return
-    rest = f" beside {reserve_bytes / 1e9:.2f} GB for the rest" if reserve_bytes else ""
-    rest += _for_each(ranks)
-    largest = largest_capacity(have, num_envs // ranks, per_row) * ranks
-    remedy = f"the largest that fits is --replay-capacity {largest}"
-    if largest == 0:
-        remedy = "no ring fits: end other programs, or lower --num-envs and --batch-size"
-    raise ValueError(
-        f"replay_capacity={capacity}: needs {need / 1e9:.2f} GB on {device}, {have / 1e9:.2f} GB are free{rest}; {remedy}"
-    )
-
-
-def check_host(needed: int, free: int, num_envs: int, ranks: int = 1) -> None:
-    """Refuses what a rank on a GPU needs of host memory. Raises ValueError: names the job's num_envs, need and have."""
-    if needed > free:
-        raise ValueError(
-            f"num_envs={num_envs}: games, staging and the rest need {needed / 1e9:.2f} GB of host memory, "
-            f"{free / 1e9:.2f} GB are free{_for_each(ranks)}; end other programs, or lower --num-envs"
-        )
-
-
-def _for_each(ranks: int) -> str:
-    return f", for each of {ranks} ranks" if ranks > 1 else ""
 
 
 def keep_freed_memory() -> bool:

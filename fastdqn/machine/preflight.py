@@ -34,7 +34,7 @@ from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.errors import UsageError
 from fastdqn.machine import hardware
-from fastdqn.machine.memory import check_fits, check_host, free_bytes, required_bytes, row_bytes
+from fastdqn.machine.memory import free_bytes, largest_capacity, required_bytes, row_bytes
 from fastdqn.networks import QNetwork
 from fastdqn.screens import Screen
 from fastdqn.units import size
@@ -55,16 +55,16 @@ class Need(NamedTuple):
     grows_with: str | None = None  # a field of the config: what to lower
 
 
-def check(
-    config: Config, device: torch.device, screen: Screen, network: QNetwork, *, compile: bool, ranks: Ranks
-) -> str:
-    """One rank's parts and what is free for it, in one line, if all of them fit. `config` is the whole job's.
+def check(config: Config, device: torch.device, screen: Screen, table: list[Need], ranks: Ranks) -> str:
+    """One rank's parts, `table`, and what is free for it, in one line, if all of them fit.
+
+    `config` is the whole job's, as it was typed; its ranks share envs and capacity out equally.
 
     Raises:
-        ValueError: they do not fit; names what was typed, need and have.
+        UsageError: they do not fit; names what was typed, need and have.
     """
-    table = needs_of(config.share(ranks.size), device, screen, network, compile=compile)
     free, beside = free_bytes(device, ranks.local_size), rest_of(table, device)
+    each = f", for each of {ranks.size} ranks" if ranks.size > 1 else ""
     there = [need for need in table if need.part != "ring" and (need.on_device or device.type != "cuda")]
     largest = max(there, key=lambda need: need.nbytes)
     if beside > free and (field := largest.grows_with):  # whatever the ring, this one is in the way
@@ -72,18 +72,22 @@ def check(
             f"{field}={getattr(config, field)}: {largest.part} need {size(largest.nbytes)} of {size(beside)} beside the "
             f"replay, {size(free)} are free on {device}; lower --{field.replace('_', '-')}"
         )
-    check_fits(
-        capacity=config.replay_capacity,
-        num_envs=config.num_envs,
-        per_row=row_bytes(screen.frame_shape, screen.dtype, prioritized=config.prioritized),
-        free=free,
-        device=device,
-        reserve_bytes=beside,
-        ranks=ranks.size,
-    )
+    if (ring := ring_of(table)) > free - beside:
+        per_row = row_bytes(screen.frame_shape, screen.dtype, prioritized=config.prioritized)
+        fits = largest_capacity(free - beside, config.num_envs // ranks.size, per_row) * ranks.size
+        remedy = "no ring fits: end other programs, or lower --num-envs and --batch-size"
+        raise UsageError(
+            f"replay_capacity={config.replay_capacity}: needs {ring / 1e9:.2f} GB on {device}, "
+            f"{max(free - beside, 0) / 1e9:.2f} GB are free beside {beside / 1e9:.2f} GB for the rest{each}; "
+            f"{f'the largest that fits is --replay-capacity {fits}' if fits else remedy}"
+        )
     if device.type == "cuda":
-        needed = total(table, on_device=False, cuda=True)
-        check_host(needed, free_bytes(torch.device("cpu"), ranks.local_size), config.num_envs, ranks.size)
+        needed, host = total(table, on_device=False, cuda=True), free_bytes(torch.device("cpu"), ranks.local_size)
+        if needed > host:
+            raise UsageError(
+                f"num_envs={config.num_envs}: games, staging and the rest need {needed / 1e9:.2f} GB of host memory, "
+                f"{host / 1e9:.2f} GB are free{each}; end other programs, or lower --num-envs"
+            )
     return f"{describe(table)}; {size(free)} were free on {device}"
 
 
@@ -124,8 +128,12 @@ def needs_of(config: Config, device: torch.device, screen: Screen, network: QNet
 
 def rest_of(table: list[Need], device: torch.device) -> int:
     """Bytes that lie beside the ring, in the same memory."""
-    ring = next(need.nbytes for need in table if need.part == "ring")
-    return total(table, on_device=True, cuda=device.type == "cuda") - ring
+    return total(table, on_device=True, cuda=device.type == "cuda") - ring_of(table)
+
+
+def ring_of(table: list[Need]) -> int:
+    """Bytes of the ring."""
+    return next(need.nbytes for need in table if need.part == "ring")
 
 
 def total(table: list[Need], *, on_device: bool, cuda: bool) -> int:
