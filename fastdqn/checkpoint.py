@@ -93,7 +93,11 @@ def to_host(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, 
 
     From CUDA each copy waits for the device.
     """
-    return {group: {name: _host_copy(one) for name, one in named.items()} for group, named in tensors.items()}
+    # contiguous_format: a plain copy of a channels_last weight keeps its strides, which a file has no place for
+    kept = {"copy": True, "memory_format": torch.contiguous_format}
+    return {
+        group: {name: one.detach().to("cpu", **kept) for name, one in named.items()} for group, named in tensors.items()
+    }
 
 
 def write(
@@ -104,8 +108,6 @@ def write(
     large: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Saves one checkpoint and keeps the newest two. Returns its folder once it is safely on disk.
-
-    Peak memory is twice the largest group.
 
     Args:
         root: the folder of all checkpoints of one run; made if missing.
@@ -118,13 +120,12 @@ def write(
     Raises:
         CheckpointError: it could not be written (disk full, ...). What was there before is untouched.
     """
-    if not 0 <= step < 10**12:
-        raise ValueError(f"step={step}: a checkpoint's step lies in [0, 10**12)")
     path = root / f"step_{step:012d}"
     temporary = root / f"{_TEMPORARY}{path.name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(root)
+        for leftover in root.glob(f"{_TEMPORARY}*"):
+            _delete(leftover)
         if _is_intact(path):
             return path
         _write_files(temporary, step, host, state, large)
@@ -181,23 +182,24 @@ def checkpoints(root: Path) -> list[Path]:
     return [root / name for name in sorted(names, reverse=True) if _STEP_NAME.fullmatch(name)]
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
 def read(path: Path) -> Checkpoint:
     """Reads and verifies one checkpoint folder.
 
     Raises:
         CheckpointError: anything about it is not as it was written.
     """
-    name = _STEP_NAME.fullmatch(path.name)
-    if name is None:
-        raise CheckpointError(f"{path.name} is not a checkpoint's name")
-    step = int(name[1])
+    step = _step_of(path)
     tensors: dict[str, dict[str, Tensor]] = {}
     state: Any = None
     try:
-        for file, data in _verified_files(path, step):
+        for file, data in _verified_files(path, step, keep=True):
             if file == _STATE:
                 state = json.loads(data)
-            elif file != _LARGE:
+            elif file != _LARGE:  # what reads that opens it again
                 tensors[file.removesuffix(_TENSORS)] = safetensors.torch.load(data)
         if not isinstance(state, dict):
             raise CheckpointError(f"{_STATE} is missing or not an object")
@@ -217,11 +219,6 @@ def _are_numbers(value: Any) -> bool:
     return all(isinstance(one, int | float) and abs(one) < _LARGEST for one in found)  # no NaN is
 
 
-def _host_copy(tensor: Tensor) -> Tensor:
-    # contiguous_format: a plain copy of a channels_last weight keeps its strides, which safetensors refuses
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
 def _write_files(
     folder: Path,
     step: int,
@@ -232,9 +229,7 @@ def _write_files(
     folder.mkdir()
     files = {}
     for group, named in host.items():
-        if not _FILE_NAME.fullmatch(group + _TENSORS):
-            raise ValueError(f"tensors: group {group!r} cannot name a file; use letters, digits and _")
-        files[group + _TENSORS] = _write_file(folder / (group + _TENSORS), safetensors.torch.save(dict(named)))
+        files[group + _TENSORS] = large_tensors.write(folder / (group + _TENSORS), named)
     if large is not None:
         files[_LARGE] = large_tensors.write(folder / _LARGE, large)
     files[_STATE] = _write_file(folder / _STATE, (json.dumps(state, indent=2) + "\n").encode())
@@ -257,8 +252,8 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    with _opened(folder / _MANIFEST, limit=_MANIFEST_LIMIT) as file:
-        data = file.read()
+    with _opened(folder / _MANIFEST) as file:
+        data = file.read(_MANIFEST_LIMIT)  # of a longer one a piece, which does not match
     manifest = json.loads(data)
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{_MANIFEST} is not an object")
@@ -270,10 +265,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verified_files(folder: Path, step: int) -> Iterator[tuple[str, bytes]]:
-    """Each file's name and bytes, refused unless they are exactly those of the manifest.
+def _verified_files(folder: Path, step: int, *, keep: bool) -> Iterator[tuple[str, bytes]]:
+    """Each file's name, refused unless its bytes are exactly those of the manifest; and with `keep` its bytes.
 
-    The bytes that were hashed are the bytes that are parsed, so nothing can be swapped in between.
+    The bytes that were hashed are the bytes that are parsed, so nothing can be swapped in between. The large file is
+    hashed in chunks, as are all that nobody parses, and comes without bytes.
     """
     if not stat.S_ISDIR(folder.lstat().st_mode):
         raise CheckpointError("is a symlink or no folder")
@@ -290,26 +286,22 @@ def _verified_files(folder: Path, step: int) -> Iterator[tuple[str, bytes]]:
     if missing := files.keys() - present:
         raise CheckpointError(f"{min(missing)} is missing")
     for name, expected in files.items():
-        with _opened(folder / name, limit=expected["bytes"]) as file:
+        with _opened(folder / name) as file:
             if (size := os.fstat(file.fileno()).st_size) != expected["bytes"]:
                 raise CheckpointError(f"{name} has {size} bytes instead of {expected['bytes']}")
-            # the large one is hashed in chunks; what reads it opens it again
-            data = b"" if name == _LARGE else file.read()
-            digest = hashlib.file_digest(file, "sha256") if name == _LARGE else hashlib.sha256(data)
+            data = file.read() if keep and name != _LARGE else b""
+            digest = hashlib.sha256(data) if data else hashlib.file_digest(file, "sha256")
         if digest.hexdigest() != expected["sha256"]:
             raise CheckpointError(f"{name} does not match its hash")
         yield name, data
 
 
 @contextmanager
-def _opened(path: Path, *, limit: int) -> Iterator[BufferedReader]:
-    """A regular file of at most `limit` bytes. A symlink is not followed, a pipe not waited for."""
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A regular file. A symlink is not followed, a pipe not waited for."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CheckpointError(f"{path.name} is no regular file")
-        if status.st_size > limit:
-            raise CheckpointError(f"{path.name} has {status.st_size} bytes instead of {limit}")
         yield file
 
 
@@ -327,7 +319,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 def _verify(folder: Path, step: int) -> None:
     try:
-        for _ in _verified_files(folder, step):
+        for _ in _verified_files(folder, step, keep=False):
             pass
     except _UNREADABLE as error:
         raise _refusal(folder, error) from error
@@ -335,7 +327,7 @@ def _verify(folder: Path, step: int) -> None:
 
 def _is_intact(path: Path) -> bool:
     try:
-        _verify(path, int(path.name.removeprefix("step_")))
+        _verify(path, _step_of(path))
     except CheckpointError:
         return False
     return True
@@ -351,12 +343,6 @@ def _remove_older(root: Path, newest: Path) -> None:
             kept += 1
         else:
             _delete(path)
-
-
-def _remove_leftovers(root: Path) -> None:
-    for name in os.listdir(root):
-        if name.startswith(_TEMPORARY):
-            _delete(root / name)
 
 
 def _delete(path: Path) -> None:

