@@ -1,4 +1,4 @@
-"""One flat frozen dataclass owns every default; presets are TOML files of what differs; errors that teach.
+"""One flat frozen dataclass owns every default; presets are TOML files of a source's values; errors that teach.
 
 Units: an env step is one decision of one env, a frame is an emulator frame (4 per env step on Atari).
 """
@@ -338,17 +338,16 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Reads a run's config.toml.
+        """Reads a run's config.toml, resolved.
 
         Raises:
             UsageError: unreadable, not TOML, a key or type that a Config does not have, or what `resolved` refuses.
         """
         config = cls().updated(_parse(_read(path, str(path)), str(path)), str(path))
         try:
-            config.resolved(loaded=True)
+            return config.resolved(loaded=True)[0]
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
-        return config
 
     def updated(self, values: Mapping[str, Any], source: str) -> "Config":
         """This config with `values` from `source` put in, names and types checked."""

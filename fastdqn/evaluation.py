@@ -232,7 +232,7 @@ def config_of(run: Path) -> Config:
     """The resolved config of a run. UsageError where it has none, or one that cannot work."""
     if not (run / "config.toml").is_file():
         raise UsageError(f"run={run}: holds no run (no config.toml); name the folder that training printed")
-    return Config.load(run / "config.toml").resolved(loaded=True)[0]
+    return Config.load(run / "config.toml")
 
 
 class Agent(NamedTuple):

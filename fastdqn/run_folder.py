@@ -119,7 +119,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def trim(path: Path, keep: Callable[[str], bool]) -> int:
-    """Removes the lines of a log that `keep` refuses, or cannot read and raises, in one step. Returns how many the latter are."""
+    """Drops half lines, lines that `keep` refuses, and damaged ones, on which it raises. Returns how many were damaged."""
     kept, damaged = [], 0
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for line in lines:

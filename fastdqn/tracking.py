@@ -8,12 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fastdqn.machine import hardware
+from fastdqn.machine import version
 
 
 def check_installed(kind: str) -> None:
     """Raises ValueError with the line that installs the extra `kind`, where it is missing."""
-    if hardware.version(kind) is None:
+    if version(kind) is None:
         raise ValueError(f"track={kind}: {kind} is not installed; pip install 'fastdqn[{kind}]'")
 
 

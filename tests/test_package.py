@@ -39,7 +39,6 @@ ROWS = [
     {"analysis/charts"},
     {
         "analysis/__init__",
-        "machine/__init__",
         "sweeps/__init__",
         "metrics",
         "large_tensors",
@@ -58,7 +57,7 @@ ROWS = [
     {"encoders", "analysis/statistics"},
     {"layers"},
     {"machine/hardware", "rng", "config"},
-    {"atari", "machine/control_groups", "units"},
+    {"atari", "machine/__init__", "machine/control_groups", "units"},
     {"errors"},
     {"__init__"},
 ]

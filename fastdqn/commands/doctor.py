@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fastdqn.atari import GAMES, num_actions
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config
+from fastdqn.machine import version
 
 FRAME = (84, 84)
 DISK_BYTES = 1_000_000_000  # two checkpoints of the largest preset, logs and videos, with room
@@ -133,7 +133,7 @@ def check_envpool() -> Finding:
     if frame.shape != FRAME or frame.min() == frame.max():
         return Finding("failed", "Breakout came back without a picture", "pip install --force-reinstall envpool")
     missing = sorted(set(GAMES) - {"".join(map(str.capitalize, rom.split("_"))) for rom in roms()})
-    says = f"envpool {metadata.version('envpool')}: Breakout stepped, {len(GAMES) - len(missing)} ROMs of {len(GAMES)}"
+    says = f"envpool {version('envpool')}: Breakout stepped, {len(GAMES) - len(missing)} ROMs of {len(GAMES)}"
     if missing:
         return Finding("warning", f"{says}, no {missing[0]}", "pip install --force-reinstall envpool envpool-assets")
     return Finding("ok", says)
@@ -237,10 +237,9 @@ def check_disk() -> Finding:
 
 def check_extra(name: str) -> Finding:
     package, purpose = EXTRAS[name]
-    try:  # not find_spec, which takes the folder wandb/ that a run leaves for the package
-        return Finding("ok", f"{package} {metadata.version(package)}")
-    except metadata.PackageNotFoundError:
-        return Finding("warning", f"not installed; {purpose} needs it", f"pip install 'fastdqn[{name}]'")
+    if found := version(package):
+        return Finding("ok", f"{package} {found}")
+    return Finding("warning", f"not installed; {purpose} needs it", f"pip install 'fastdqn[{name}]'")
 
 
 # what to check, and the remedy where the check itself breaks

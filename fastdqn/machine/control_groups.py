@@ -18,20 +18,19 @@ from typing import NamedTuple
 
 
 class _Version(NamedTuple):
-    """The names of a version's files, and of the inactive page cache of a group and all below it in the third."""
+    """The names of a version's files, and of the inactive page cache of a group and all below it in memory.stat."""
 
     limit: str
     used: str
-    stat: str
     inactive: str
     cores: tuple[str, ...]  # microseconds of processor time, and of which period
 
 
 _V1 = _Version(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file",
+    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
     ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
 )  # fmt: skip
-_V2 = _Version("memory.max", "memory.current", "memory.stat", "inactive_file", ("cpu.max",))
+_V2 = _Version("memory.max", "memory.current", "inactive_file", ("cpu.max",))
 
 
 def memory_headroom(root: Path = Path("/")) -> int | None:
@@ -90,7 +89,7 @@ def _headroom(group: Path, version: _Version) -> int | None:
 
 def _inactive(group: Path, version: _Version) -> int:
     try:
-        stat = dict(line.split() for line in (group / version.stat).read_text().splitlines())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return int(stat.get(version.inactive, 0))
     except (OSError, ValueError):
         return 0  # then all of the cache counts as used: too strict rather than too lax

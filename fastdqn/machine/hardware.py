@@ -6,20 +6,19 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdqn.errors import UsageError
+from fastdqn.machine import version
 from fastdqn.machine.control_groups import core_limit
 
 
 def cores() -> int:
     """Cores this process may run on, and whose time its control groups allow: more threads would be held up."""
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = core_limit()
+    seen, limit = len(os.sched_getaffinity(0)), core_limit()
     return seen if limit is None else max(min(seen, int(limit)), 1)
 
 
@@ -124,14 +123,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("FASTDQN_COMMIT")
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-
-
-def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
-    try:  # not find_spec, which takes the folder wandb/ that a run leaves for the package
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _bf16_flags() -> list[str]:
