@@ -1,6 +1,5 @@
 """Checkpoints: bit-equal round trips, and nothing but an intact one is ever loaded."""
 
-import json
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import put, reseal
 from torch import Tensor
 
 from fastdqn import checkpoint
@@ -57,14 +57,6 @@ def root(tmp_path: Path) -> Path:
 
 def newest(root: Path) -> Path:
     return root / "step_000000000002"
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Rewrites the manifest with a valid hash of its own, as an attacker would."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("sha256")
-    change(manifest)
-    (folder / "manifest.json").write_bytes(checkpoint._sealed(manifest))
 
 
 def assert_falls_back(root: Path, capsys: pytest.CaptureFixture[str], reason: str) -> None:
@@ -300,9 +292,7 @@ def test_a_manifest_that_was_rewritten_and_resealed_is_refused(
 def test_a_hostile_file_under_a_valid_manifest_is_refused(
     root: Path, capsys: pytest.CaptureFixture[str], file: str, payload: bytes
 ) -> None:
-    line = checkpoint._write_file(root.parent / "payload", payload)
-    shutil.move(root.parent / "payload", newest(root) / file)
-    reseal(newest(root), lambda manifest: manifest["files"].update({file: line}))
+    put(newest(root), file, payload)
     assert_falls_back(root, capsys, "cannot be parsed")
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import until_first_row
 
 from fastdqn import checkpoint, runs
 from fastdqn.config import Config, load_preset
@@ -132,9 +133,7 @@ def test_a_rank_that_dies_ends_the_job_with_a_message_and_a_checkpoint(tmp_path:
 def test_sigterm_to_the_job_stops_all_ranks_at_one_step_and_saves(tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = torchrun(2, "-m", "fastdqn", "train", *CATCH, "--total-frames", "100M", "--run-dir", str(run))
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.1)
+    until_first_row(run, job)
     job.terminate()
     _, err = job.communicate(timeout=60)
     assert "has lost another rank" not in err

@@ -11,12 +11,13 @@ import envpool
 import numpy as np
 import pytest
 import torch
+from small_runs import quiet
 
 from fastdqn import checkpoint
 from fastdqn.checkpoint import CheckpointError
 from fastdqn.cli import main
 from fastdqn.commands.eval import format_result
-from fastdqn.config import Config, load_preset
+from fastdqn.config import Config
 from fastdqn.envs import EnvStep, VectorEnv, env_seeds
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import (
@@ -38,9 +39,7 @@ from fastdqn.trainer import train
 @pytest.fixture(scope="module")
 def catch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("catch") / "run"
-    train(
-        replace(load_preset("catch"), run_dir=str(run), ui="quiet", compile=False, torch_threads=1, total_frames=24_000)
-    )
+    train(quiet("catch", run, total_frames=24_000))
     return run
 
 
@@ -379,8 +378,7 @@ def test_a_config_that_is_not_the_trained_networks_is_an_error(
 
 
 def test_a_vector_task_is_played_as_trained(tmp_path: Path) -> None:
-    config = replace(load_preset("cartpole"), run_dir=str(tmp_path / "run"), ui="quiet", compile=False, torch_threads=1)
-    train(replace(config, total_frames=2_000))
+    train(quiet("cartpole", tmp_path / "run", total_frames=2_000))
     result = evaluate(tmp_path / "run", episodes=10, num_envs=3)
     assert result["num_envs"] == 3 and result["distinct_games"] == 10
     assert result["score_mean"] == result["length_mean"]  # a point per step

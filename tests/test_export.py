@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from small_runs import quiet
 from torch import Tensor
 
 from fastdqn import checkpoint, parts
@@ -62,7 +63,7 @@ def save_agent(folder: Path, config: Config, obs_shape: tuple[int, ...], num_act
 def catch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("catch") / "run"
     train(
-        replace(load_preset("catch"), run_dir=str(run), ui="quiet", compile=False, torch_threads=1, total_frames=3_000),
+        quiet("catch", run, total_frames=3_000),
         ["fastdqn", "train", "--preset", "catch"],
     )
     return run

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import put, quiet
 
 from fastdqn import checkpoint
 from fastdqn.cli import main
-from fastdqn.config import load_preset
 from fastdqn.run_folder import RunFolder, default_path
 from fastdqn.trainer import train
 
@@ -35,9 +35,9 @@ RESUME = ["resume", "--ui", "quiet"]  # else it says what it builds before it lo
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deterministic run, so one with its replay, that has 300 frames to go."""
     path = tmp_path_factory.mktemp("catch") / "run"
-    config = replace(
-        load_preset("catch"), total_frames=300, num_envs=4, learning_starts=100, batch_size=8, hidden_size=8,
-        replay_capacity=400, compile=False, ui="quiet", torch_threads=1, deterministic=True, run_dir=str(path),
+    config = quiet(
+        "catch", path, total_frames=300, num_envs=4, learning_starts=100, batch_size=8, hidden_size=8, replay_capacity=400,
+        deterministic=True,
     )  # fmt: skip
     train(config)
     (path / "config.toml").write_text(replace(config, total_frames=600).resolved()[0].to_toml())
@@ -51,16 +51,6 @@ def run(sound: Path, tmp_path: Path) -> Path:
 
 def newest(run: Path) -> Path:
     return checkpoint.checkpoints(run / "checkpoints")[0]
-
-
-def reseal(folder: Path, name: str, data: bytes) -> None:
-    """Replaces a file of a checkpoint and seals it anew, as whoever can write the folder can."""
-    (folder / name).unlink()
-    line = checkpoint._write_file(folder / name, data)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("sha256")
-    manifest["files"][name] = line
-    (folder / "manifest.json").write_bytes(checkpoint._sealed(manifest))
 
 
 def last_line(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -212,7 +202,7 @@ HEADERS = {
 def test_an_absurd_header_under_a_valid_seal_is_refused_by_every_command(
     kind: str, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    reseal(newest(run), "model.safetensors", HEADERS[kind])
+    put(newest(run), "model.safetensors", HEADERS[kind])
     for command in (RESUME, ["eval"], ["export"]):
         code = 2 if command == RESUME and kind == "no tensors" else 1  # well-formed, but of another network
         line = last_line([*command, str(run)], code, capsys)
@@ -221,7 +211,7 @@ def test_an_absurd_header_under_a_valid_seal_is_refused_by_every_command(
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_an_absurd_header_of_the_replay_is_refused(kind: str, run: Path, capsys: pytest.CaptureFixture) -> None:
-    reseal(newest(run), "replay.safetensors", HEADERS[kind])
+    put(newest(run), "replay.safetensors", HEADERS[kind])
     assert "replay.safetensors" in last_line([*RESUME, str(run)], 2, capsys)
 
 
@@ -229,11 +219,11 @@ def test_a_renamed_pickle_is_refused_and_never_run(run: Path, tmp_path: Path, ca
     bait = pickle.dumps(Canary(tmp_path / "ran"))
     for name in ("replay.safetensors", "state.json", "model.safetensors", "optimizer.safetensors"):
         kept = (newest(run) / name).read_bytes()
-        reseal(newest(run), name, bait)
+        put(newest(run), name, bait)
         for command in (RESUME, ["eval"], ["export"]):
             if name != "replay.safetensors" or command == RESUME:
                 last_line([*command, str(run)], 2 if name == "replay.safetensors" else 1, capsys)
-        reseal(newest(run), name, kept)
+        put(newest(run), name, kept)
     assert not (tmp_path / "ran").exists()
     pickle.loads(bait)  # the bait is a real one
     assert (tmp_path / "ran").exists()
@@ -259,7 +249,7 @@ def test_a_state_that_is_not_a_runs_is_refused(
 ) -> None:
     state = json.loads((newest(run) / "state.json").read_text())
     change(state)
-    reseal(newest(run), "state.json", json.dumps(state).encode())
+    put(newest(run), "state.json", json.dumps(state).encode())
     assert message in last_line(["resume", str(run)], 1, capsys)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from run_by_hand import evaluation_result
+from small_runs import quiet
 
 from benchmarks import learning
 from fastdqn import runs
@@ -32,11 +33,8 @@ def test_every_kept_result_has_its_command_commit_hardware_and_picture() -> None
 
 def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     for seed in (1, 2):
-        config = replace(
-            load_preset("catch"), seed=seed, total_frames=2_000, compile=False, ui="quiet", torch_threads=1
-        )
         words = ["fastdqn", "train", "--preset", "catch", "--seed", str(seed), "--run-dir=x", "--json"]
-        train(replace(config, run_dir=str(tmp_path / str(seed))), words)
+        train(quiet("catch", tmp_path / str(seed), seed=seed, total_frames=2_000), words)
     row = learning.row_of([tmp_path / "2", tmp_path / "1"], "a note")
     assert row["command"] == "fastdqn train --preset catch"
     assert [run["seed"] for run in row["runs"]] == [1, 2]

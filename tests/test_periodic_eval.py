@@ -1,16 +1,15 @@
 """Evaluations in the background: they score the checkpoints, keep the best agent, and never hold the loop."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from run_by_hand import evaluation_result
+from small_runs import quiet
 
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
 from fastdqn.commands import eval as eval_command
-from fastdqn.config import load_preset
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.run import Run
 from fastdqn.trainer import train
@@ -18,10 +17,7 @@ from fastdqn.trainer import train
 
 def test_training_leaves_an_evaluation_of_the_last_agent_and_the_best_one(tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    config = replace(
-        load_preset("catch"), total_frames=40_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(run),
-        eval_period_frames=20_000, eval_episodes=8,
-    )  # fmt: skip
+    config = quiet("catch", run, total_frames=40_000, eval_period_frames=20_000, eval_episodes=8)
     steps = train(config).summary["env_steps"]
     results = runs.evaluations(run)
     assert results[-1]["checkpoint_step"] == steps and results[-1]["episodes"] == 8
@@ -101,10 +97,7 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
 
 
 def test_only_results_of_its_own_seed_are_reported_as_the_runs_scores(tmp_path: Path) -> None:
-    config = replace(
-        load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", torch_threads=1, run_dir=str(tmp_path / "run"),
-    )  # fmt: skip
-    train(config)
+    train(quiet("catch", tmp_path / "run", total_frames=2_000))
     (tmp_path / "run" / "eval" / "by_hand.json").write_text(json.dumps(evaluation_result(checkpoint_step=10**9)))
     evaluation = PeriodicEval(tmp_path / "run", episodes=1)
     evaluation.start()
@@ -115,10 +108,7 @@ def test_only_results_of_its_own_seed_are_reported_as_the_runs_scores(tmp_path: 
 
 
 def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path) -> None:
-    config = replace(
-        load_preset("catch"), compile=False, ui="quiet", run_dir=str(tmp_path / "run"), eval_period_frames=10**9,
-        eval_episodes=100_000,
-    )  # fmt: skip
+    config = quiet("catch", tmp_path / "run", eval_period_frames=10**9, eval_episodes=100_000)
     run = Run(config, ["test"])
     run.envs.start()
     with run:
@@ -130,10 +120,7 @@ def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path)
 
 
 def test_waiting_for_the_last_evaluation_is_no_training_time(tmp_path: Path) -> None:
-    config = replace(
-        load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", torch_threads=1, eval_episodes=1,
-        eval_period_frames=10**9, run_dir=str(tmp_path / "run"),
-    )  # fmt: skip
+    config = quiet("catch", tmp_path / "run", total_frames=2_000, eval_episodes=1, eval_period_frames=10**9)
     summary = train(config).summary
     (result,) = runs.evaluations(tmp_path / "run")
     last = runs.metrics(tmp_path / "run")[-1]

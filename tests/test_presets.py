@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
-from small_runs import reaches
+from small_runs import quiet, reaches
 
 from fastdqn import config as config_module
 from fastdqn.cli import main
@@ -79,9 +79,7 @@ def test_two_hundred_updates_of_a_narrow_network_have_finite_losses(name: str, t
 )  # fmt: skip
 def test_the_algorithm_learns_catch(name: str, tmp_path: Path) -> None:
     """The preset's algorithm on a small network: 0.9 within the 60,000 env steps that plain DQN is given."""
-    config = replace(
-        load_preset(name), **CATCH, compile=False, ui="quiet", torch_threads=1, run_dir=str(tmp_path / "run")
-    )
+    config = quiet(name, tmp_path / "run", **CATCH)
     assert reaches(few_quantiles(config, 32), 0.9)
 
 
@@ -136,7 +134,7 @@ def test_the_notes_give_every_value_in_which_a_preset_differs_from_the_defaults(
 
 
 def test_the_notes_give_the_formula_of_every_logged_metric(tmp_path: Path) -> None:
-    train(replace(load_preset("catch"), total_frames=2_000, compile=False, ui="quiet", run_dir=str(tmp_path / "run")))
+    train(quiet("catch", tmp_path / "run", total_frames=2_000))
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert len(row) > 12
     for tag in row:

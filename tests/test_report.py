@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,10 +14,10 @@ import pytest
 from browser import Browser
 from matplotlib.image import imread
 from run_by_hand import write_evaluation, write_run
+from small_runs import quiet
 
 from fastdqn.cli import main
 from fastdqn.commands import report
-from fastdqn.config import load_preset
 from fastdqn.trainer import train
 
 # one second of green, 32x32, H.264
@@ -217,8 +216,7 @@ def test_json_names_the_page_and_a_folder_that_is_missing_is_one_line(tmp_path: 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("report") / "run"
-    config = replace(load_preset("catch"), total_frames=6_000, compile=False, ui="quiet", torch_threads=1)
-    train(replace(config, run_dir=str(run)))
+    train(quiet("catch", run, total_frames=6_000))
     return run
 
 

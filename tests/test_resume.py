@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_by_hand import write_run
+from small_runs import everything
 
 from fastdqn import checkpoint, runs
 from fastdqn.cli import main
@@ -32,16 +33,6 @@ BREAKOUT = replace(
     deterministic=True, checkpoint_period_frames=1_600, head="iqn", num_quantiles=8, noisy=True, n_step=3,
     replay_ratio=1.0,
 )  # fmt: skip
-
-
-def everything(run: Path) -> dict[str, torch.Tensor]:
-    """Weights, moments, counters, and the whole ring of the newest checkpoint."""
-    from safetensors.torch import load_file
-
-    saved = checkpoint.load(run / "checkpoints")
-    assert saved.large is not None
-    flat = {f"{group}/{name}": value for group, tree in saved.tensors.items() for name, value in tree.items()}
-    return {**flat, **load_file(saved.large)}
 
 
 def interrupted_at(config: Config, env_steps: int) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import until_first_row
 
 from fastdqn import checkpoint
 from fastdqn.machine.signals import StopRequest
@@ -203,9 +204,7 @@ def test_a_terminal_that_goes_away_ends_a_run_saved_unless_nohup_said_otherwise(
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may be under nohup
     )  # fmt: skip
     try:
-        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-            assert process.poll() is None
-            time.sleep(0.05)
+        until_first_row(run, process)
         rows = len((run / "metrics.jsonl").read_text().splitlines())
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)  # a terminal that closes sends two

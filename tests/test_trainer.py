@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import TINY, quiet, reaches
+from small_runs import TINY, quiet, reaches, until_first_row
 
 from fastdqn import checkpoint, losses, runs
 from fastdqn.cli import main
@@ -263,9 +262,7 @@ def test_an_interrupted_run_saves_and_exits_with_its_signals_code(number: int, e
         [sys.executable, "-m", "fastdqn", *argv, "--run-dir", str(run), "--json"], stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert process.poll() is None, "training ended by itself"
-        time.sleep(0.1)
+    until_first_row(run, process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == exit_code

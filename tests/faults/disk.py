@@ -31,7 +31,8 @@ from fastdqn.errors import UsageError
 from fastdqn.machine import hardware
 from fastdqn.run import Run
 from fastdqn.trainer import train
-from tests.faults.kill9 import config, everything, in_child
+from tests.faults.kill9 import config, in_child
+from tests.small_runs import everything
 
 CALLS = ("write", "fsync", "rename", "unlink")
 ALL_THAT_FOLLOW = 1 << 40

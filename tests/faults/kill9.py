@@ -21,17 +21,16 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from fastdqn import checkpoint
-from fastdqn.config import Config, load_preset
+from fastdqn.config import Config
 from fastdqn.machine import hardware
 from fastdqn.run import Run
 from fastdqn.trainer import train
+from tests.small_runs import everything, quiet
 
 # what a save is made of, and how many of each a run makes
 CALLS = {"write": 150, "fsync": 70, "rename": 8, "unlink": 42, "rmdir": 6}
@@ -39,10 +38,10 @@ CALLS = {"write": 150, "fsync": 70, "rename": 8, "unlink": 42, "rmdir": 6}
 
 def config(folder: Path) -> Config:
     """A second of Catch with a checkpoint every 150 env steps."""
-    return replace(
-        load_preset("catch"), total_frames=1_200, num_envs=8, learning_starts=200, replay_capacity=800, batch_size=8,
-        replay_ratio=1.0, hidden_size=8, target_update_period=50, compile=False, ui="quiet", torch_threads=1,
-        env_threads=1, deterministic=True, checkpoint_period_frames=150, prioritized=True, run_dir=str(folder),
+    return quiet(
+        "catch", folder, total_frames=1_200, num_envs=8, learning_starts=200, replay_capacity=800, batch_size=8,
+        replay_ratio=1.0, hidden_size=8, target_update_period=50, env_threads=1, deterministic=True,
+        checkpoint_period_frames=150, prioritized=True,
     )  # fmt: skip
 
 
@@ -117,13 +116,6 @@ def resumed_training(folder: Path) -> None:
     saved = checkpoint.load(folder / "checkpoints")
     if saved.state["env_steps"] < config(folder).total_env_steps:
         train(config(folder), saved=saved)
-
-
-def everything(folder: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.load(folder / "checkpoints")
-    assert saved.large is not None
-    flat = {f"{group}/{name}": value for group, tree in saved.tensors.items() for name, value in tree.items()}
-    return {**flat, **load_file(saved.large)}
 
 
 def trial(number: int, folder: Path, expected: dict[str, torch.Tensor], seconds: float) -> dict:

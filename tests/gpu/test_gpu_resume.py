@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from small_runs import everything
 
 from fastdqn import checkpoint
 
@@ -20,13 +20,6 @@ def fastdqn(*words: str) -> None:
     """In a process of its own: cuBLAS reads what makes it deterministic only once."""
     done = subprocess.run([sys.executable, "-m", "fastdqn", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-
-
-def everything(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.load(run / "checkpoints")
-    assert saved.large is not None
-    flat = {f"{group}/{name}": value for group, tree in saved.tensors.items() for name, value in tree.items()}
-    return {**flat, **load_file(saved.large)}
 
 
 def test_a_deterministic_run_that_was_cut_off_ends_bit_identical(tmp_path: Path) -> None:
