@@ -93,10 +93,13 @@ def to_host(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, 
 
     From CUDA each copy waits for the device.
     """
-    # contiguous_format: a plain copy of a channels_last weight keeps its strides, which a file has no place for
-    kept = {"copy": True, "memory_format": torch.contiguous_format}
     return {
-        group: {name: one.detach().to("cpu", **kept) for name, one in named.items()} for group, named in tensors.items()
+        group: {
+            # contiguous_format: a plain copy of a channels_last weight keeps its strides, which a file has no place for
+            name: one.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, one in named.items()
+        }
+        for group, named in tensors.items()
     }
 
 
