@@ -177,6 +177,7 @@ def test_a_save_that_hangs_does_not_keep_the_process() -> None:
 TWICE = """
 import os, signal, time
 from fastdqn.machine.signals import StopRequest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests themselves may be in the background
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.requested
