@@ -79,7 +79,7 @@ def main() -> None:
         for batch in batches:
             if hardware.has_compiler(device):
                 env_id = torch.arange(GROUP, device=device)
-                ring.compile(env_id, batch, act_threads=threads, learn_threads=threads)
+                ring.compile(env_id, batch)
             cases[capacity, "sample", batch] = Graph(lambda ring=ring, batch=batch: ring.sample(batch), device)
     times: dict[tuple[int, str, int], list[float]] = {case: [] for case in cases}
     for graph in cases.values():
