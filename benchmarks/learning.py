@@ -69,7 +69,7 @@ def the_same(field: str, values: list[Any]) -> Any:
 
 def command_of(folder: Path) -> str:
     """How a run was begun, whatever it was resumed with."""
-    return " ".join(public((folder / "command.txt").read_text().splitlines()[0].split()))
+    return " ".join(public(runs.command(folder).splitlines()[0].split()))
 
 
 def evaluation_of(folder: Path, status: dict[str, Any], protocol: str | None) -> dict[str, Any] | None:

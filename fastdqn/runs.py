@@ -61,13 +61,13 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def metrics_row(line: str) -> dict[str, Any]:
-    """A line of metrics.jsonl. Raises ValueError if it is none."""
+    """A line of metrics.jsonl: numbers by tag, None for what is not one. Raises ValueError if it is none."""
     row = json.loads(line)
     if not isinstance(row, dict) or not all(
-        _number(row.get(name)) for name in ("global_step", "frames", "wall_seconds")
+        _count(row.get(name)) for name in ("global_step", "frames", "wall_seconds")
     ):
         raise ValueError(f"metrics.jsonl: no row of metrics: {line[:60].rstrip()}")
-    return row
+    return {tag: value if _number(value) else None for tag, value in row.items()}
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -76,14 +76,19 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
     By the step first, as a copied folder has the times of its copying. A file that is no result is left out.
     """
     # a name that begins with a dot is a result that is still being written
-    files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.lstat().st_mtime_ns, path.name))
     results = [result for result in map(_json_object, files) if _is_result(result)]
     return sorted(results, key=lambda one: (one["checkpoint_step"], one["seed"] != SELECTION_SEED))
 
 
 def status(run: Path) -> dict[str, Any]:
-    """status.json: `state` is running, finished, interrupted or failed, starting in a sweep; empty where there is none."""
-    return _json_object(run / "status.json")
+    """status.json: texts and numbers; empty where there is none.
+
+    `state` is running, finished, interrupted or failed, starting in a sweep.
+    """
+    found = _json_object(run / "status.json")
+    texts = ("state", "node", "time", "run_dir", "env", "preset")
+    return {k: v for k, v in found.items() if (isinstance(v, str) if k in texts else _number(v))}
 
 
 def saved_step(run: Path) -> int | None:
@@ -93,8 +98,14 @@ def saved_step(run: Path) -> int | None:
 
 
 def environment(run: Path) -> dict[str, Any]:
-    """environment.json: versions, processor, GPU, commit; empty where there is none."""
-    return _json_object(run / "environment.json")
+    """environment.json: versions, processor, GPU, commit, None for what was not there; empty where there is none."""
+    found = _json_object(run / "environment.json")
+    return {k: v for k, v in found.items() if (_number(v) if k == "cores" else v is None or isinstance(v, str))}
+
+
+def command(run: Path) -> str:
+    """command.txt: a line for the beginning and for each resume; empty where there is none."""
+    return _text(run / "command.txt").strip()
 
 
 def games(run: Path) -> Games:
@@ -120,7 +131,10 @@ def games(run: Path) -> Games:
 def game_row(line: str) -> tuple[float, int, float, int, bool]:
     """A line of episodes.csv: the columns of `Games`. Raises ValueError if it is none."""
     score, length, seconds, env_steps, _, truncated = line.rstrip().split(",")
-    return float(score), int(length), float(seconds), int(env_steps), truncated == "1"
+    row = float(score), int(length), float(seconds), int(env_steps), truncated == "1"
+    if not (_number(row[0]) and _count(row[2]) and 0 <= row[3] < 2**63):
+        raise ValueError(f"episodes.csv: no row of a game: {line.rstrip()}")
+    return row
 
 
 def _is_result(found: dict[str, Any]) -> bool:
@@ -131,17 +145,32 @@ def _is_result(found: dict[str, Any]) -> bool:
         and isinstance(interval, list)
         and len(interval) == 2
         and all(map(_number, interval))
+        and _number(found.get("frames", 0))
+        and (found.get("human_normalized") is None or _number(found["human_normalized"]))
     )
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _number(value: Any) -> bool:
+    """Whether it is one to reckon with: not NaN, not infinite, and so small that no sum or square of a few is."""
+    return isinstance(value, int | float) and abs(value) < 1e100
+
+
+def _count(value: Any) -> bool:
+    return _number(value) and value >= 0
+
+
+def _text(path: Path) -> str:
+    """What a file says; "" where there is none, or none of text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     """What a JSON file says; {} where there is none, or none that holds an object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -155,8 +155,7 @@ def metric_curve(history: History, tag: str, axis: str, window: int = 1) -> Curv
     column = {"frames": "frames", "steps": "global_step", "wall": "wall_seconds"}[axis]
     x = np.array([row[column] for row in rows], np.float64)
     y = np.array([row[tag] for row in rows], np.float64)
-    known = np.isfinite(y)
-    return Curve((x / 60 if axis == "wall" else x)[known], trailing_mean(y[known], window))
+    return Curve(x / 60 if axis == "wall" else x, trailing_mean(y, window))
 
 
 def metric_tag(histories: Sequence[History], name: str) -> str:
