@@ -164,6 +164,14 @@ def test_help_of_the_commands_that_look_back_imports_nothing_heavy() -> None:
     assert "--group-by" in done.stdout and "-o STR" in done.stdout
 
 
+def test_a_name_with_dollars_is_written_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10)
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text().replace('preset = "catch"', "preset = '$x$ $\\frac$'")
+    )
+    assert main(["plot", str(run), "-o", str(tmp_path / "out.svg")]) == 0
+
+
 def test_a_run_that_has_just_begun_is_drawn_as_nothing_yet(tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run")
     for name in ("episodes.csv", "metrics.jsonl", "status.json", "environment.json", "command.txt"):

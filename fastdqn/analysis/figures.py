@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 from fastdqn.analysis.charts import Panel, legend_levels, limits, short
@@ -21,10 +21,11 @@ def draw(panels: Sequence[Panel], *, footnote: str) -> Figure:
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(7.0 if columns == 1 else 5.0 * columns, 4.2 * rows), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     for index, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, columns, index + 1), panel)
     figure.supxlabel(footnote, fontsize=7, color="#555555")
+    for text in figure.findobj(Text):  # a preset may be called $\frac$
+        text.set_parse_math(False)
     return figure
 
 
