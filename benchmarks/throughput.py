@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.publish import write
@@ -36,7 +35,7 @@ from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
 from fastdqn.metrics import resident_bytes
 from fastdqn.parts import make_envs
-from fastdqn.profiling import occupancy
+from fastdqn.profiling import kernel_spans, occupancy
 from fastdqn.run import Run
 from fastdqn.trainer import no_garbage_collection, step_group
 
@@ -135,11 +134,8 @@ def busy_fraction(rung: Rung, device: torch.device, groups: int = 50) -> float |
         for _ in range(groups):
             rung.group()
         synchronise(device)
-    events = [e for e in profiler.events() or [] if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-    spans = [(event.time_range.start, event.time_range.end) for event in events]
-    if not spans:  # a container may forbid what the profiler needs
-        return None
-    return occupancy(spans, min(start for start, _ in spans), max(end for _, end in spans))[0]
+    spans = kernel_spans(profiler.events() or [])
+    return occupancy(spans, min(spans)[0], max(end for _, end in spans))[0] if spans else None
 
 
 def limit(phase_seconds: dict[str, float]) -> str:
