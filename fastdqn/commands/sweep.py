@@ -83,18 +83,19 @@ def main(flags: Flags) -> int:
         totals = {one.name: config.total_frames for one, config in zip(trials, configs, strict=True)}
         board = scale.Board(flags.ui, stream, totals)
         mark = folder(flags) / f".sweep-{os.getpid()}"
-        try:
-            with scale.connected(flags.address, cpus=cores, gpus=gpus) as ray:
-                board.say(f"{len(left)} of {len(queue)} trials to run in {folder(flags)}, {share_text(share)}")
+        with scale.connected(flags.address, cpus=cores, gpus=gpus) as ray:
+            board.say(f"{len(left)} of {len(queue)} trials to run in {folder(flags)}, {share_text(share)}")
+            try:
                 folder(flags).mkdir(parents=True, exist_ok=True)
                 mark.touch()
+            except OSError as error:
+                raise UsageError(f"out={flags.out}: {error.strerror}; name a folder that can be written") from None
+            try:
                 code = scale.run_all(
                     ray, left, mark=mark, cpus=share.cpus, gpus=share.gpus, retries=flags.retries, board=board
                 )
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from None
-        finally:
-            mark.unlink(missing_ok=True)
+            finally:
+                mark.unlink(missing_ok=True)
     report(queue, code, flags)
     return code
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from fastdqn import runs
 from fastdqn.dashboard import Display
+from fastdqn.errors import UsageError
 from fastdqn.machine.signals import StopRequest
 from fastdqn.sweeps import trials
 from fastdqn.sweeps.trials import Ending, Trial
@@ -51,7 +52,7 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
     """The module ray, connected to the cluster at `address`, or, where that is empty, to one on this machine alone.
 
     Raises:
-        ValueError: Ray is not installed, or no cluster answers.
+        UsageError: Ray is not installed, or no cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     here = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -62,11 +63,11 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
         ray = import_module("ray")
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else here))
     except ImportError:
-        raise ValueError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
+        raise UsageError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "see that it runs (ray start --head) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are its own"
-        raise ValueError(f"address={address or 'local'}: Ray does not answer ({reason}); {remedy}") from error
+        raise UsageError(f"address={address or 'local'}: Ray does not answer ({reason}); {remedy}") from error
     try:
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout may have to end in JSON alone
             yield ray
