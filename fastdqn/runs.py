@@ -22,10 +22,8 @@ class Games(NamedTuple):
     """The finished games of a run, in the order in which they ended."""
 
     score: np.ndarray  # float64 [G], unclipped
-    length: np.ndarray  # int64 [G], env steps
     seconds: np.ndarray  # float64 [G], since the loop began
     env_steps: np.ndarray  # int64 [G], of the whole run when the game ended
-    truncated: np.ndarray  # bool [G]
 
 
 def find(name: str) -> Path:
@@ -55,9 +53,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no row of metrics.
     """
-    path = run / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [metrics_row(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    return [metrics_row(line) for line in _whole_lines(run / "metrics.jsonl")]
 
 
 def metrics_row(line: str) -> dict[str, Any]:
@@ -114,27 +110,25 @@ def games(run: Path) -> Games:
     Raises:
         ValueError: a line is no row of it.
     """
-    path = run / "episodes.csv"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = [game_row(line) for line in lines if line and not line.startswith("r,")]  # a header, again after a resume
-    score, length, seconds, env_steps, truncated = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    return Games(
-        np.array(score, np.float64),
-        np.array(length, np.int64),
-        np.array(seconds, np.float64),
-        np.array(env_steps, np.int64),
-        np.array(truncated, np.bool_),
-    )
+    lines = _whole_lines(run / "episodes.csv")
+    rows = [game_row(line) for line in lines if not line.startswith("r,")]  # a header, again after a resume
+    score, seconds, env_steps = zip(*rows, strict=True) if rows else ((), (), ())
+    return Games(np.array(score, np.float64), np.array(seconds, np.float64), np.array(env_steps, np.int64))
 
 
-def game_row(line: str) -> tuple[float, int, float, int, bool]:
+def game_row(line: str) -> tuple[float, float, int]:
     """A line of episodes.csv: the columns of `Games`. Raises ValueError if it is none."""
-    score, length, seconds, env_steps, _, truncated = line.rstrip().split(",")
-    row = float(score), int(length), float(seconds), int(env_steps), truncated == "1"
-    if not (_number(row[0]) and _count(row[2]) and 0 <= row[3] < 2**63):
+    score, length, seconds, env_steps, _, _ = line.rstrip().split(",")
+    row = float(score), float(seconds), int(env_steps)
+    if not (length.isdecimal() and _number(row[0]) and _count(row[1]) and 0 <= row[2] < 2**63):
         raise ValueError(f"episodes.csv: no row of a game: {line.rstrip()}")
     return row
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a log; a last one that is still being written is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
 def _is_result(found: dict[str, Any]) -> bool:
