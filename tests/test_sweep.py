@@ -236,9 +236,9 @@ def test_a_folder_that_no_waiting_would_free_is_told_at_once(tmp_path: Path, mon
 
 
 def test_the_table_shows_who_runs_first_and_plain_lines_only_what_changed(tmp_path: Path) -> None:
-    queue = [scale.Progress(failing(tmp_path / name)) for name in ("a", "b", "c")]
+    queue = [scale.Progress(failing(tmp_path / name), 2_000) for name in ("a", "b", "c")]
     stream = io.StringIO()
-    board = scale.Board("auto", stream, {"a": 2_000, "b": 2_000, "c": 2_000})
+    board = scale.Board("auto", stream)
     board.update([progress.row() for progress in queue])
     assert stream.getvalue() == ""  # all wait
     write_run(tmp_path / "b", state="running", frames=1_000)
@@ -252,7 +252,7 @@ def test_the_table_shows_who_runs_first_and_plain_lines_only_what_changed(tmp_pa
     ]  # fmt: skip
     console = Console(file=io.StringIO(), width=100)
     with console.capture() as capture:
-        console.print(scale.table(rows, {"a": 2_000, "b": 2_000, "c": 2_000}))
+        console.print(scale.table(rows))
     drawn = [line for line in capture.get().splitlines() if "2.00k" in line]
     assert ["running" in drawn[0], "failed, try 3" in drawn[1], "waiting" in drawn[2]] == [True] * 3
     queue[1].before = runs.status(tmp_path / "b")  # it is queued again, and nobody has touched it yet
