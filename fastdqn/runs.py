@@ -67,9 +67,10 @@ def metrics_row(line: str) -> dict[str, Any]:
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results under eval/, oldest first: by checkpoint step and time; those that chose an agent before others.
+    """The results under eval/; the last one counts: of the newest checkpoint, made last.
 
-    By the step first, as a copied folder has the times of its copying. A file that is no result is left out.
+    Of one checkpoint those that chose an agent come before the others. The step goes before the time, for a copied folder
+    has the times of its copying. A file that is no result is left out.
     """
     # a name that begins with a dot is a result that is still being written
     files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.lstat().st_mtime_ns, path.name))

@@ -11,9 +11,10 @@ from matplotlib.image import imread
 from run_by_hand import write_run
 
 from fastdqn.analysis import history
-from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, short, svg_chart, ticks
+from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, svg_chart, ticks
 from fastdqn.analysis.statistics import Curve, mean_curve
 from fastdqn.cli import main
+from fastdqn.units import short
 
 
 def panel_of(*values: list[float], levels: dict[str, float] | None = None) -> Panel:

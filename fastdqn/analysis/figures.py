@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-from fastdqn.analysis.charts import Panel, legend_levels, limits, short
+from fastdqn.analysis.charts import Panel, legend_levels, limits
+from fastdqn.units import short
 
 # Okabe & Ito's palette, told apart with any colour vision
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#4d4d4d")
@@ -58,8 +59,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         if line.mean is None:
             continue
         axes.plot(line.mean.x, line.mean.mean, color=colour, linewidth=2, label=line.label)
-        if line.mean.low is not None and line.mean.high is not None:
-            axes.fill_between(line.mean.x, line.mean.low, line.mean.high, color=colour, alpha=0.18, linewidth=0)
+        if line.mean.ends is not None:
+            axes.fill_between(line.mean.x, *line.mean.ends, color=colour, alpha=0.18, linewidth=0)
     for (name, level), words in zip(panel.levels.items(), legend_levels(panel, found), strict=True):
         # a level outside the axes draws nothing but keeps its entry in the legend
         style = "--" if name.startswith("random") else ":"
