@@ -9,7 +9,6 @@ last agent, by one protocol. So a number without its run's summary cannot get in
 their seeds make no row.
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -18,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.publish import arguments
 from fastdqn import atari, cli, runs
 from fastdqn.arguments import train_config
 from fastdqn.config import NOT_LEARNING, Config, load_preset
@@ -207,7 +207,7 @@ def with_table(readme: str, results: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add")
     add.add_argument("name")

@@ -13,7 +13,6 @@ so that drift of a shared machine cancels; each figure is the median of the repe
     train   the same with updates at the replay ratio
 """
 
-import argparse
 import contextlib
 import gc
 import io
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.publish import write
+from benchmarks.publish import arguments, write
 from benchmarks.timing import ratios, spread, synchronise, turns
 from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
@@ -240,7 +239,7 @@ def table(env: str, result: dict, seconds: float, repeats: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, device=True)
     parser.add_argument("--env", default="Breakout")
     parser.add_argument("--num-envs", default="64", help="one or several, separated by commas")
     parser.add_argument("--replay-ratio", default="8", help="one or several, separated by commas; empty for none")
@@ -248,7 +247,6 @@ def main() -> None:
     parser.add_argument("--replay-capacity", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--resize", default="auto", choices=["auto", "device", "env"])
     parser.add_argument("--env-threads", type=int, default=0)
     parser.add_argument("--torch-threads", type=int, default=0)
