@@ -138,7 +138,7 @@ class Run:
             )
         path, now = self.folder.path, self.clock.env_steps
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
-        damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[3] <= now)
+        damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[2] <= now)
         if damaged:
             self.notes.append(f"{damaged} damaged lines of metrics.jsonl and episodes.csv were dropped")
 

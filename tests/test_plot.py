@@ -11,9 +11,10 @@ from matplotlib.image import imread
 from run_by_hand import write_run
 
 from fastdqn.analysis import history
-from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, short, svg_chart, ticks
+from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, svg_chart, ticks
 from fastdqn.analysis.statistics import Curve, mean_curve
 from fastdqn.cli import main
+from fastdqn.units import short
 
 
 def panel_of(*values: list[float], levels: dict[str, float] | None = None) -> Panel:
@@ -162,6 +163,14 @@ def test_help_of_the_commands_that_look_back_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--group-by" in done.stdout and "-o STR" in done.stdout
+
+
+def test_a_name_with_dollars_is_written_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10)
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text().replace('preset = "catch"', "preset = '$x$ $\\frac$'")
+    )
+    assert main(["plot", str(run), "-o", str(tmp_path / "out.svg")]) == 0
 
 
 def test_a_run_that_has_just_begun_is_drawn_as_nothing_yet(tmp_path: Path, capsys) -> None:
