@@ -66,15 +66,17 @@ def metrics_row(line: str) -> dict[str, Any]:
     return {tag: value if _number(value) else None for tag, value in row.items()}
 
 
-def evaluations(run: Path) -> list[dict[str, Any]]:
+def evaluations(run: Path, since: float = 0.0) -> list[dict[str, Any]]:
     """The results under eval/; the last one counts: of the newest checkpoint, made last.
 
     Of one checkpoint those that chose an agent come before the others. The step goes before the time, for a copied folder
-    has the times of its copying. A file that is no result is left out.
+    has the times of its copying. A file that is no result is left out, and so is one from before `since`, seconds of the
+    epoch.
     """
     # a name that begins with a dot is a result that is still being written
     files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.lstat().st_mtime_ns, path.name))
-    results = [result for result in map(_json_object, files) if _is_result(result)]
+    found = (_json_object(file) for file in files if file.lstat().st_mtime >= since)
+    results = [result for result in found if _is_result(result)]
     return sorted(results, key=lambda one: (one["checkpoint_step"], one["seed"] != SELECTION_SEED))
 
 
