@@ -246,6 +246,14 @@ def test_a_far_level_does_not_press_the_curves_into_a_line() -> None:
     assert "human 300 (above)" in ascii_chart(panel_of([0.0, 2.0], levels={"human": 300.0}))
 
 
+@pytest.mark.parametrize("value", [0.0, 5e-324, -1e99])
+def test_there_are_axes_around_a_single_value(value: float) -> None:
+    curve = Curve(np.array([abs(value)]), np.array([value]))
+    found = limits(Panel("", "", "", [Line("", [curve], None)]))
+    assert found is not None and found.x[0] < found.x[1] and found.y[0] < value < found.y[1]
+    assert ticks(*found.x, 6) and ticks(*found.y, 6)
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 10, 6) == [0, 2, 4, 6, 8, 10]
     assert ticks(-21, 21, 5) == [-20, -10, 0, 10, 20]

@@ -62,8 +62,8 @@ def limits(panel: Panel) -> Limits | None:
     reach = (high - low) or abs(high) or 1.0
     levels = {name: level for name, level in panel.levels.items() if low - reach <= level <= high + reach}
     low, high = min([low, *levels.values()]), max([high, *levels.values()])
-    margin = 0.05 * ((high - low) or abs(high) or 1.0)
-    return Limits((0.0, right or 1.0), (low - margin, high + margin), levels)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    return Limits((0.0, right if right > 1e-9 else 1.0), (low - margin, high + margin), levels)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
