@@ -109,7 +109,7 @@ def test_only_its_own_results_are_reported_as_the_runs_scores(tmp_path: Path) ->
     (tmp_path / "run" / "eval" / "by_hand.json").write_text(json.dumps(evaluation_result(checkpoint_step=10**9)))
     before = tmp_path / "run" / "eval" / "before.json"  # of a checkpoint that was damaged later
     before.write_text(json.dumps(evaluation_result(checkpoint_step=10**9, seed=runs.SELECTION_SEED)))
-    os.utime(before, (before.stat().st_mtime - 60,) * 2)
+    os.utime(before, (0, 0))
     evaluation = PeriodicEval(tmp_path / "run", episodes=1)
     evaluation.start()
     evaluation.wait()
