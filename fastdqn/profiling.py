@@ -32,9 +32,7 @@ class Verdict:
     device: str
     iterations: int
     wall_seconds: float
-    busy_fraction: (
-        float | None
-    )  # of the wall time; None on a CPU, where the host is the device, or where no kernel was seen
+    busy_fraction: float | None  # of the wall time; None on a CPU, and where no kernel was seen
     gaps: list[float]  # idle stretches of the GPU, longest first
     operations: list[tuple[str, float, int]]  # name, seconds on the device, calls; longest first
     waits: list[tuple[str, str, int]]  # call, file:line, count

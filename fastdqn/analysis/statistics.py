@@ -1,7 +1,8 @@
 """What games and runs say together: pure functions over scores and curves, NumPy only.
 
 S: seeds of a group, G: finished games of a run, R: resamples, P: points of a common x axis.
-The same scores give the same intervals. Definitions follow Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (rliable).
+The same scores give the same intervals. Definitions follow Agarwal et al. 2021, "Deep reinforcement learning at the edge
+of the statistical precipice" (rliable).
 """
 
 from collections.abc import Callable, Sequence
