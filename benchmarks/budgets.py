@@ -15,19 +15,16 @@ Exit code 1 if one is not held.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from benchmarks.publish import write
-from benchmarks.timing import device_of
+from benchmarks.publish import arguments, write
+from benchmarks.timing import device_of, last_json
 from fastdqn.config import Config
 from fastdqn.metrics import resident_bytes
 from fastdqn.run import Run
@@ -77,11 +74,9 @@ def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser = arguments(__doc__, device=True, out=True)
     parser.add_argument("--replay-capacity", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.child:
@@ -89,13 +84,11 @@ def main() -> int:
         return 0
     device = device_of(flags.device)
     with tempfile.TemporaryDirectory() as cache:
-        child = subprocess.run(
+        figures = last_json(
             [sys.executable, "-m", "benchmarks.budgets", "--child", "--device", flags.device, "--seconds",
              str(flags.seconds), "--replay-capacity", str(flags.replay_capacity)],
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"},
-            stdout=subprocess.PIPE, text=True, check=True,
+            environment={"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"},
         )  # fmt: skip
-    figures = json.loads(child.stdout.splitlines()[-1])
     ring = 7.06e9 * flags.replay_capacity / 1e6 * 1.005
     budgets = {"start": 15.0, "compile": 60.0, "logging": 0.01, "saving": 0.05, "ring": ring, "GPU": 1.5e9, "host": 2e9}
     rows = [{"name": name, "measured": value, "budget": budgets[name], "held": value <= budgets[name]}

@@ -10,17 +10,15 @@ puts the host to sleep while it waits for actions, instead of asking again and a
 `layout=auto` leaves the convolutions' layout to torch.compile; `combo=on` has it put independent kernels into one.
 """
 
-import argparse
 import contextlib
 import io
 import tempfile
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import bars, publish
+from benchmarks.publish import arguments, bars, publish
 from benchmarks.throughput import make_run, trained, window
 from benchmarks.timing import ratios, spread, turns
 from fastdqn import learner
@@ -58,13 +56,12 @@ def build(base: str, words: str, folder: str) -> Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, out=True)
     parser.add_argument("rungs", nargs="+")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--name", default="choices")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64  # every rung is compiled for itself
     rates: list[list[float]] = [[] for _ in flags.rungs]  # frames/s

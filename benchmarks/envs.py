@@ -7,14 +7,12 @@ threads as cores and 84x84 in EnvPool, one setting varies at a time; the cases t
 threads to as many cores as there are threads; EnvPool's own option, one core for each thread, is not used.
 """
 
-import argparse
 import os
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from benchmarks.publish import bars, publish
+from benchmarks.publish import arguments, bars, publish
 from benchmarks.throughput import Rung, alone, window
 from benchmarks.timing import ratios, spread, turns
 from fastdqn.envs import VectorEnv
@@ -60,11 +58,10 @@ def build(env: str, case: Case) -> tuple[VectorEnv, Rung]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, out=True)
     parser.add_argument("--env", default="Breakout")
     parser.add_argument("--quick", action="store_true", help="fewer cases, 2 turns of 1 s")
     parser.add_argument("--name", default="envs-cpu", help="of the files")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     cores = hardware.cores()
     base = Case(max(64, 16 * cores), 0.5, cores)

@@ -11,7 +11,6 @@ run that was stopped in mid-way is resumed from its checkpoint once every other 
 It needs what fastdqn needs and pytest. The commit comes from FASTDQN_COMMIT where there is no .git.
 """
 
-import argparse
 import io
 import json
 import signal
@@ -24,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.learner import PARTS
+from benchmarks.publish import arguments
 from fastdqn.machine import hardware
 
 PIECE_BYTES = 8_000_000
@@ -149,9 +149,9 @@ def run(stage: Stage, out: Path, seconds: float, *, resume: bool = False) -> dic
         log.write(output)
     lines = output.strip().splitlines()
     cut = stage.timed and process.returncode == 128 + signal.SIGTERM
-    good = "done" if process.returncode == 0 or (cut and not stage.resume) else "stopped" if cut else "failed"
+    state = "done" if process.returncode == 0 or (cut and not stage.resume) else "stopped" if cut else "failed"
     record = {
-        "state": good,
+        "state": state,
         "exit_code": process.returncode,
         "stopped": stopped,
         "seconds": round(time.perf_counter() - started, 1),
@@ -206,7 +206,7 @@ def pieces_of(archive: Path) -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0, help="this call's time")
     parser.add_argument("--archive", type=Path)
@@ -231,9 +231,9 @@ def main() -> int:
             continue
         if stage.after and state.get(stage.after, {}).get("state") != "done":
             continue
-        left = deadline - time.perf_counter()
-        if left < 60 * stage.minutes:
-            print(f"{stage.name}: {stage.minutes:g} minutes needed, {left / 60:.1f} left; for the next call")
+        minutes = (deadline - time.perf_counter()) / 60
+        if minutes < stage.minutes:
+            print(f"{stage.name}: {stage.minutes:g} minutes needed, {minutes:.1f} left; for the next call")
             continue
         state[stage.name] = run(stage, flags.out, 60 * stage.minutes, resume=known == "stopped")
         state_file.write_text(json.dumps(state, indent=2) + "\n")

@@ -27,7 +27,6 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import nn
 
-from benchmarks.publish import bars, publish
+from benchmarks.publish import arguments, bars, publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
 from fastdqn.config import Config, load_preset
 from fastdqn.graphs import Graph, preserved
@@ -185,19 +184,17 @@ def price_parts(flags: argparse.Namespace, device: torch.device, threads: int, c
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser = arguments(__doc__, device=True, out=True)
     parser.add_argument("--threads", type=int, default=0, help="torch threads on a CPU; 0: all cores but one")
     parser.add_argument("--seconds", type=float, default=0.5, help="the least length of a window")
     parser.add_argument("--quick", action="store_true", help="three batch sizes, 3 turns of 0.1 s")
     parser.add_argument("--parts", action="store_true", help="time the parts of the DQN family instead")
     parser.add_argument("--only", default="", help="with --parts: some of them, separated by semicolons")
     parser.add_argument("--name", default="parts", help="with --parts: of the files")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     device = device_of(flags.device)
     cuda = device.type == "cuda"
-    threads = flags.threads or (1 if cuda else max(hardware.cores() - 1, 1))
+    threads = flags.threads or hardware.thread_counts(hardware.cores(), 1, device.type)[1]
     count, seconds = (3, 0.1) if flags.quick else (7, flags.seconds)
     keep_freed_memory()
     torch.set_num_threads(threads)

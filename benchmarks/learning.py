@@ -9,7 +9,6 @@ last agent, by one protocol. So a number without its run's summary cannot get in
 their seeds make no row.
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -18,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.publish import arguments
 from fastdqn import atari, cli, runs
 from fastdqn.arguments import train_config
 from fastdqn.config import NOT_LEARNING, Config, load_preset
@@ -69,7 +69,7 @@ def the_same(field: str, values: list[Any]) -> Any:
 
 def command_of(folder: Path) -> str:
     """How a run was begun, whatever it was resumed with."""
-    return " ".join(public((folder / "command.txt").read_text().splitlines()[0].split()))
+    return " ".join(public(runs.command(folder).splitlines()[0].split()))
 
 
 def evaluation_of(folder: Path, status: dict[str, Any], protocol: str | None) -> dict[str, Any] | None:
@@ -207,7 +207,7 @@ def with_table(readme: str, results: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add")
     add.add_argument("name")

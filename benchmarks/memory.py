@@ -13,11 +13,8 @@ Exit code 1 if a run took more than was said, or what was said is more than 15 %
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.publish import write
+from benchmarks.publish import arguments, write
+from benchmarks.timing import last_json
 from fastdqn import parts
 from fastdqn.config import load_preset
 from fastdqn.envs import VectorEnv
@@ -110,23 +108,20 @@ def peak_resident_bytes() -> int:
 def in_process(kind: str, *arguments: Any, cold: bool = False) -> dict[str, Any]:
     """A measurement in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps([kind, *arguments])]
-    with ExitStack() as stack:
-        cache = {"TORCHINDUCTOR_CACHE_DIR": stack.enter_context(tempfile.TemporaryDirectory())} if cold else {}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **cache})
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as empty:
+        return last_json(command, environment={"TORCHINDUCTOR_CACHE_DIR": empty} if cold else {})
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, out=True)
     parser.add_argument("--only", choices=["runs", "games"])
     parser.add_argument("--cold", action="store_true", help="compile everything")
     parser.add_argument("--name", default="memory-cpu", help="of the file")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.child:
-        kind, *arguments = json.loads(flags.child)
-        print(json.dumps({"run": measure_run, "games": measure_games}[kind](*arguments)))
+        kind, *case = json.loads(flags.child)
+        print(json.dumps({"run": measure_run, "games": measure_games}[kind](*case)))
         return 0
     runs = [] if flags.only == "games" else [in_process("run", name, cold=flags.cold) for name in RUNS]
     for run in runs:

@@ -21,7 +21,6 @@ import importlib.util
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +32,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.publish import write
-from benchmarks.timing import device_of, ratios, spread, synchronise, turns
+from benchmarks.publish import arguments, machine, write
+from benchmarks.timing import device_of, last_json, ratios, spread, synchronise, turns
 from fastdqn.config import Config
 from fastdqn.machine import hardware
 from fastdqn.parts import resolve_threads
@@ -317,14 +316,9 @@ def in_own_process(task: Task) -> dict:
     """`measure` in a child process. On failure {"error": one line}."""
     command = [sys.executable, "-m", "benchmarks.peers", "--child", json.dumps(asdict(task))]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300 + 20 * task.seconds)
-    except subprocess.TimeoutExpired as error:
-        return {"error": f"no result after {error.timeout:.0f} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines and lines[-1].startswith("{"):
-        return json.loads(lines[-1])
-    reasons = done.stderr.strip().splitlines()
-    return {"error": reasons[-1][:200] if reasons else f"exit code {done.returncode}"}
+        return last_json(command, timeout=300 + 20 * task.seconds)
+    except SystemExit as error:
+        return {"error": str(error).splitlines()[-1][:200]}
 
 
 def missing(library: str) -> list[str]:
@@ -418,7 +412,7 @@ MATCHED_NOTES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, device=True)
     parser.add_argument("--env", default="Breakout")
     parser.add_argument("--replay-ratio", type=float, default=8.0)
     parser.add_argument("--num-envs", type=int, default=Config.num_envs, help="fastdqn's and the matched peers'")
@@ -426,7 +420,6 @@ def main() -> None:
     parser.add_argument("--replay-capacity", type=int, default=50_000, help="transitions, of every competitor")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--env-threads", type=int, default=0, help="0: as fastdqn train chooses")
     parser.add_argument("--torch-threads", type=int, default=0, help="0: as fastdqn train chooses")
     parser.add_argument("--quick", action="store_true", help="3 rounds with windows of 4 seconds")
@@ -487,8 +480,7 @@ def main() -> None:
         print("fastdqn runs plain DQN: 1-step returns, no Double DQN")
     print(
         f"{config.name.game}, replay ratio {flags.replay_ratio:g}, {repeats} rounds of {seconds:g} s, interleaved; median "
-        f"with lowest and highest\n{environment['gpu'] or environment['cpu']}, {environment['cores']} cores, torch "
-        f"{environment['torch']}, envpool {environment['envpool']}, commit {environment['commit']}\n"
+        f"with lowest and highest\n{machine(environment)}, envpool {environment['envpool']}\n"
         + ", ".join(f"{library} {version or 'missing'}" for library, version in versions.items())
     )
     results = {}

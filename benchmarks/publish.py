@@ -6,16 +6,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from fastdqn.machine import hardware
 
 # where a file went, which would be a path of one machine, and what a benchmark tells its own child processes
 NOT_RECORDED = ("out", "json", "child", "cores")
+
+
+def arguments(doc: str | None, *, device: bool = False, out: bool = False) -> argparse.ArgumentParser:
+    """A parser, with the flags --device and --out for the benchmarks that have them."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if device:
+        parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    if out:
+        parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return parser
 
 
 def write(
@@ -41,15 +48,20 @@ def publish(
 ) -> None:
     """Writes `flags.out`/NAME.json and NAME.png, and prints the report as the last line."""
     environment = write(name, results, flags, flags.out / f"{name}.json", settings)["environment"]
-    figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
     draw(axes)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
-    where = environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
-    axes.set_title(f"{where}, torch {environment['torch']}, commit {environment['commit']}", fontsize=9)
+    axes.set_title(machine(environment), fontsize=9)
     figure.savefig(flags.out / f"{name}.png", dpi=120)
-    plt.close(figure)
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """Processor or GPU, cores, torch and commit in a line."""
+    where = f"{environment['gpu'] or environment['cpu']}, {environment['cores']} cores"
+    return f"{where}, torch {environment['torch']}, commit {environment['commit']}"
 
 
 def bars(axes: Axes, labels: Sequence[str], figures: Sequence[dict[str, float]]) -> None:

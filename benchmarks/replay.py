@@ -10,28 +10,27 @@ On a CPU the times jump from 2048 transitions on: malloc keeps no block above 32
 each of the two stacks, 58 MB there, is mapped afresh and touched page by page in every call.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import publish
+from benchmarks.publish import arguments, publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
 from fastdqn.graphs import Graph
 from fastdqn.machine import hardware
 from fastdqn.machine.memory import free_bytes, keep_freed_memory, largest_capacity, row_bytes
 from fastdqn.replay import ReplayRing
+from fastdqn.screens import FRAME_SHAPE
 
-GROUP, LANES, FRAME = 32, 64, (84, 84)
+GROUP, LANES = 32, 64
 BOUND = 1.15
 
 
 def make_ring(capacity: int, device: torch.device) -> ReplayRing:
     """A full ring of black frames."""
     ring = ReplayRing(
-        capacity=capacity, num_envs=LANES, obs_shape=FRAME, obs_dtype=torch.uint8, stack=4, n_step=3, gamma=0.99,
+        capacity=capacity, num_envs=LANES, obs_shape=FRAME_SHAPE, obs_dtype=torch.uint8, stack=4, n_step=3, gamma=0.99,
         reward_clip=True, life_loss_terminal=True, seed=1, device=device,
     )  # fmt: skip
     ring.count.fill_(ring.lane_length)
@@ -41,7 +40,7 @@ def make_ring(capacity: int, device: torch.device) -> ReplayRing:
 def appender(ring: ReplayRing, device: torch.device) -> Callable[[], object]:
     row = {
         "env_id": torch.arange(GROUP, device=device),
-        "obs": torch.zeros(GROUP, *FRAME, dtype=torch.uint8, device=device),
+        "obs": torch.zeros(GROUP, *FRAME_SHAPE, dtype=torch.uint8, device=device),
         "reward": torch.zeros(GROUP, device=device),
         **{name: torch.zeros(GROUP, dtype=torch.bool, device=device) for name in ("terminated", "done", "life_lost")},
     }
@@ -49,15 +48,13 @@ def appender(ring: ReplayRing, device: torch.device) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser = arguments(__doc__, device=True, out=True)
     parser.add_argument("--capacities", default="100000,1000000,4000000")
     parser.add_argument("--threads", type=int, default=0, help="torch threads on a CPU; 0: all cores but one")
     parser.add_argument("--quick", action="store_true", help="up to 1M frames, four batch sizes, 3 turns")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     flags = parser.parse_args()
     device = device_of(flags.device)
-    threads = flags.threads or (1 if device.type == "cuda" else max(hardware.cores() - 1, 1))  # as a training run
+    threads = flags.threads or hardware.thread_counts(hardware.cores(), LANES, device.type)[1]  # as a training run
     torch.set_num_threads(threads)
     keep_freed_memory()
     batches = [32, 256, 1024, 4096] if flags.quick else [32 * 2**k for k in range(8)]
@@ -68,7 +65,7 @@ def main() -> None:
         if flags.quick and capacity > 1_000_000:
             print(f"left out: {capacity:,} frames, with --quick")
             continue
-        fits = largest_capacity(free_bytes(device) - 2_000_000_000, LANES, row_bytes(FRAME, torch.uint8))
+        fits = largest_capacity(free_bytes(device) - 2_000_000_000, LANES, row_bytes(FRAME_SHAPE, torch.uint8))
         if fits < capacity // LANES * LANES:
             print(f"left out: {capacity:,} frames, {fits:,} would fit")
             continue
@@ -77,7 +74,7 @@ def main() -> None:
         for batch in batches:
             if hardware.has_compiler(device):
                 env_id = torch.arange(GROUP, device=device)
-                ring.compile(env_id, batch, act_threads=threads, learn_threads=threads)
+                ring.compile(env_id, batch)
             cases[capacity, "sample", batch] = Graph(lambda ring=ring, batch=batch: ring.sample(batch), device)
     times: dict[tuple[int, str, int], list[float]] = {case: [] for case in cases}
     for graph in cases.values():

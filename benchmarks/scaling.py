@@ -24,21 +24,19 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import publish
+from benchmarks.publish import arguments, publish
 from benchmarks.throughput import alone, window
-from benchmarks.timing import ratios, spread, synchronise, turns
+from benchmarks.timing import last_json, ratios, spread, synchronise, turns
 from fastdqn.config import Config
 from fastdqn.distributed import Bucket
 from fastdqn.envs import VectorEnv
@@ -60,7 +58,7 @@ def config(flags: argparse.Namespace, folder: str) -> Config:
     )  # fmt: skip
 
 
-def child(flags: argparse.Namespace) -> None:
+def child(flags: argparse.Namespace) -> NoReturn:
     """One rank: times its parts or trains for some seconds; the first rank prints what it found."""
     if flags.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.cores])
@@ -126,29 +124,21 @@ def job(ranks: int, flags: argparse.Namespace) -> dict[str, Any]:
     """What the first of so many ranks found, each with its part of the cores."""
     words = child_command(flags, share=1)
     if ranks == 1:
-        return result_of([sys.executable, *words], {})
+        return last_json([sys.executable, *words])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return result_of([sys.executable, *torchrun, *words], {"OMP_WAIT_POLICY": "passive"})
+    return last_json([sys.executable, *torchrun, *words], environment={"OMP_WAIT_POLICY": "passive"})
 
 
 def parts_of_one(ranks: int, flags: argparse.Namespace) -> dict[str, Any]:
     """The parts of one of so many ranks, alone on its share of the cores."""
     cores = str(max(hardware.cores() // ranks, 1))
-    return result_of([sys.executable, *child_command(flags, share=ranks), "--cores", cores], {})
+    return last_json([sys.executable, *child_command(flags, share=ranks), "--cores", cores])
 
 
 def child_command(flags: argparse.Namespace, share: int) -> list[str]:
     return ["-m", "benchmarks.scaling", "--child", "--env", flags.env, "--num-envs", str(flags.num_envs // share),
             "--batch-size", str(flags.batch_size // share), "--replay-ratio", str(flags.replay_ratio),
             "--seconds", str(flags.seconds)]  # fmt: skip
-
-
-def result_of(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    rows = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not rows:
-        raise SystemExit(f"no result of {' '.join(command)}:\n{done.stderr}")
-    return json.loads(rows[-1])
 
 
 def measured(ranks: int, flags: argparse.Namespace) -> dict[str, Any]:
@@ -167,7 +157,7 @@ def predicted(ranks: int, found: dict[str, Any], flags: argparse.Namespace) -> f
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, out=True)
     parser.add_argument("--env", default="Breakout")
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--num-envs", type=int, default=64)
@@ -177,12 +167,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of 3 s: whether it runs, not what it measures")
     parser.add_argument("--name", default="scaling-cpu", help="of the files")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, default=0, help=argparse.SUPPRESS)  # time the parts on so many
     flags = parser.parse_args()
     if flags.child:
-        child(flags)
+        return child(flags)
     if flags.quick:
         flags.seconds, flags.repeats = 3.0, 1
     sizes = [int(word) for word in flags.ranks.split(",")]

@@ -13,7 +13,6 @@ so that drift of a shared machine cancels; each figure is the median of the repe
     train   the same with updates at the replay ratio
 """
 
-import argparse
 import contextlib
 import gc
 import io
@@ -27,16 +26,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.publish import write
+from benchmarks.publish import arguments, write
 from benchmarks.timing import ratios, spread, synchronise, turns
 from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
 from fastdqn.metrics import resident_bytes
 from fastdqn.parts import make_envs
-from fastdqn.profiling import occupancy
+from fastdqn.profiling import kernel_spans, occupancy
 from fastdqn.run import Run
 from fastdqn.trainer import no_garbage_collection, step_group
 
@@ -135,11 +133,8 @@ def busy_fraction(rung: Rung, device: torch.device, groups: int = 50) -> float |
         for _ in range(groups):
             rung.group()
         synchronise(device)
-    events = [e for e in profiler.events() or [] if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-    spans = [(event.time_range.start, event.time_range.end) for event in events]
-    if not spans:  # a container may forbid what the profiler needs
-        return None
-    return occupancy(spans, min(start for start, _ in spans), max(end for _, end in spans))[0]
+    spans = kernel_spans(profiler.events() or [])
+    return occupancy(spans, min(spans)[0], max(end for _, end in spans))[0] if spans else None
 
 
 def limit(phase_seconds: dict[str, float]) -> str:
@@ -244,7 +239,7 @@ def table(env: str, result: dict, seconds: float, repeats: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, device=True)
     parser.add_argument("--env", default="Breakout")
     parser.add_argument("--num-envs", default="64", help="one or several, separated by commas")
     parser.add_argument("--replay-ratio", default="8", help="one or several, separated by commas; empty for none")
@@ -252,7 +247,6 @@ def main() -> None:
     parser.add_argument("--replay-capacity", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--resize", default="auto", choices=["auto", "device", "env"])
     parser.add_argument("--env-threads", type=int, default=0)
     parser.add_argument("--torch-threads", type=int, default=0)

@@ -1,9 +1,12 @@
-"""How every benchmark measures: cases in turns, calls in windows, figures with their spread."""
+"""How every benchmark measures: cases in turns, calls in windows, processes of their own, figures with their spread."""
 
+import json
+import os
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -49,6 +52,25 @@ def seconds_a_call(function: Callable[[], object], seconds: float, device: torch
         if elapsed >= seconds:
             return elapsed / calls
         batch = calls  # doubled, so that hardly any call is followed by a wait for the device
+
+
+def last_json(
+    command: Sequence[str], *, environment: Mapping[str, str] = {}, timeout: float | None = None
+) -> dict[str, Any]:
+    """The last JSON object on the stdout of a child process; ends the program where there is none.
+
+    However the child ends: what was measured by then counts.
+    """
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+        )
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"no result after {timeout:.0f} s of {' '.join(command)}") from None
+    objects = [line for line in child.stdout.splitlines() if line.startswith("{")]
+    if not objects:
+        raise SystemExit(f"exit code {child.returncode} and no result of {' '.join(command)}\n{child.stderr}".strip())
+    return json.loads(objects[-1])
 
 
 def device_of(name: str) -> torch.device:

@@ -144,7 +144,7 @@ class VectorEnv:
             self._describe(full_action_set, frame_skip)
         self._pid = os.getpid()
         self._watchdog: Watchdog | None = None
-        self._stall_seconds, self.on_stall = stall_seconds, on_stall
+        self._stall_seconds, self._on_stall = stall_seconds, on_stall
         self._lives_N = np.zeros(num_envs, np.int32)
         self._was_done_N = np.ones(num_envs, np.bool_)  # before its first row an env counts as done
         self._awaits_action_N = np.zeros(num_envs, np.bool_)
@@ -170,7 +170,7 @@ class VectorEnv:
         if self._in_flight or self._awaits_action_N.any():
             raise ValueError("start: it has started already; build a new one to begin anew")
         if self._stall_seconds > 0 and self._watchdog is None:
-            self._watchdog = Watchdog(f"EnvPool ({self.env})", self._stall_seconds, self.on_stall)
+            self._watchdog = Watchdog(f"EnvPool ({self.env})", self._stall_seconds, self._on_stall)
         self._pool.async_reset()
         self._in_flight = self.num_envs
 

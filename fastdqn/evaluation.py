@@ -274,7 +274,7 @@ def set_up(
     screen = make_screen(config, where)
     if threads > 0:
         torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
+    hardware.use_tf32(False)
     playing = replace(
         config,
         num_envs=num_envs,

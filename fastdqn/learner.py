@@ -174,8 +174,8 @@ class Learner:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Reward [N], the policy pi(.|s') [N, A] and the target network's outputs at s' [N, A, K].
 
-        Each network has a draw of its own: 4 k for the online one at s, 4 k + 1 for the target at s', 4 k + 2 for the
-        third pass, 4 k + 3 to act, where k counts the updates, or the groups.
+        Passes have draws of their own: 4 k for the online network at s, 4 k + 1 for the target at s', 4 k + 2 for what
+        Double and Munchausen add, 4 k + 3 to act, where k counts the updates, or the groups.
         """
         next_value_NAK, _ = self.target.predict(next_obs, 4 * update + 1)
         next_q_NA = self.online(next_obs, 4 * update + 2) if self._double else self.target.mean(next_value_NAK)
@@ -207,7 +207,7 @@ class Learner:
     ) -> Tensor:
         """One optimiser step on one batch. Returns the size of each TD error, [N]; nothing returns to the host.
 
-        A loss or gradient that is not finite changes nothing but the counters of such updates.
+        With a loss or gradient that is not finite weights and moments stay as they are, and the update is counted.
         """
         grads_and_figures, size_N = self.gradients(obs, action, reward, discount, next_obs, weight)
         return self.step(grads_and_figures, size_N)

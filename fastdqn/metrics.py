@@ -26,6 +26,7 @@ class Snapshot:
     total_frames: int
     env_steps: int  # decisions
     updates: int
+    target_syncs: int
     episodes: int
     wall_seconds: float
     frames_per_second_10s: float

@@ -10,6 +10,7 @@ chance, as it is evaluated: no noise, and fractions spread evenly.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -92,8 +93,7 @@ class QNetwork(nn.Module):
                 shape, compute_dtype, width=impala_width, layer_norm=layer_norm, spectral_norm=spectral_norm
             )
         else:
-            wide = {"nature": False, "wide": True}[encoder]
-            self.encoder = encoders.nature(shape, compute_dtype, layer_norm=layer_norm, wide=wide)
+            self.encoder = encoders.nature(shape, compute_dtype, layer_norm=layer_norm, wide=encoder == "wide")
         with torch.no_grad():
             example = torch.zeros(1, *shape, dtype=torch.float32 if encoder == "mlp" else torch.uint8)
             features = self.encoder(example).shape[1]
@@ -101,14 +101,9 @@ class QNetwork(nn.Module):
         self._num_quantiles, self._num_acting_quantiles = num_quantiles, num_acting_quantiles
         self.outputs = {"q": 1, "c51": num_atoms, "qrdqn": num_quantiles, "iqn": 1}[head]  # of a stream, per action
         key = rng.role_key(seed, "noisy")
-        self.advantage = Stream(
-            features, hidden_size, num_actions * self.outputs, layer_norm=layer_norm, noisy=noisy, key=key
-        )
-        self.value = (
-            Stream(features, hidden_size, self.outputs, layer_norm=layer_norm, noisy=noisy, key=key + 2)
-            if dueling
-            else None
-        )
+        stream = partial(Stream, features, hidden_size, layer_norm=layer_norm, noisy=noisy)
+        self.advantage = stream(num_actions * self.outputs, key=key)
+        self.value = stream(self.outputs, key=key + 2) if dueling else None
         self.embedding = Linear(COSINES, features) if head == "iqn" else None
         self._tau_key = rng.role_key(seed, "tau")
         self.register_buffer("atoms", torch.linspace(-value_limit, value_limit, num_atoms), persistent=False)

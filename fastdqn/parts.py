@@ -46,11 +46,16 @@ class Parts:
 
 
 def build(
-    config: Config, notes: list[str], ranks: Ranks, epoch: int = 0, say: Callable[[str], None] = lambda _: None
+    config: Config,
+    notes: list[str],
+    ranks: Ranks,
+    epoch: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    on_stall: Callable[[], object] | None = None,
 ) -> Parts:
     """Builds one rank's parts of a resolved config, and sets torch's global switches; adds to `notes` what was derived.
 
-    Calls `say` with a line before what takes long.
+    Calls `say` with a line before what takes long; `on_stall` is the games'.
 
     Raises:
         ValueError: a value that cannot work on this machine, before anything large has been allocated.
@@ -63,10 +68,8 @@ def build(
     threads = resolve_threads(config, device, ranks.local_size)
     torch.set_num_threads(threads.learn)
     keep_freed_memory()
-    tf32 = config.precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # the compiler's advice against that choice
-    torch.backends.cudnn.allow_tf32 = tf32  # on by default, for convolutions
+    hardware.use_tf32(config.precision == "tf32")
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # the compiler advises against our choice
     if config.deterministic and device.type == "cuda":  # read by cuBLAS when it makes its first handle
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
@@ -75,7 +78,7 @@ def build(
     screen = make_screen(config, device)
     memory = preflight.check(whole, device, screen, needs(config, device), ranks)
     say(f"building {whole.num_envs} game{'s' * (whole.num_envs != 1)} of {config.name.game}")
-    envs = make_envs(config, screen, threads.env, epoch=epoch, first_env=ranks.rank * config.num_envs)
+    envs = training_envs(whole, ranks, screen, threads, epoch, on_stall)
     ring = ReplayRing(
         capacity=config.replay_capacity,
         num_envs=config.num_envs,
@@ -110,8 +113,17 @@ def needs(config: Config, device: torch.device) -> list[preflight.Need]:
     return preflight.needs_of(config, device, screen, network, compile=resolve_compile(config, device, []))
 
 
+def training_envs(
+    config: Config, ranks: Ranks, screen: Screen, threads: Threads, epoch: int, on_stall: Callable[[], object] | None
+) -> VectorEnv:
+    """One rank's games of an epoch of training."""
+    share = config.share(ranks.size)
+    first_env = ranks.rank * share.num_envs
+    return make_envs(share, screen, threads.env, epoch=epoch, first_env=first_env, on_stall=on_stall)
+
+
 def make_envs(config: Config, screen: Screen, num_threads: int, **options: Any) -> VectorEnv:
-    """The games of a config; `options` are `VectorEnv`'s: role, epoch, first_env, render."""
+    """The games of a config; `options` are `VectorEnv`'s: role, epoch, first_env, render, on_stall."""
     return VectorEnv(
         config.env,
         **screen.asked(),

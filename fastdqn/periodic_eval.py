@@ -26,11 +26,11 @@ class PeriodicEval:
     def __init__(self, run: Path, *, episodes: int) -> None:
         self._run, self._episodes = run, episodes
         self._process: subprocess.Popen | None = None
+        self._began = 0.0  # the last one, in seconds of the epoch
         self._unreported = False
         self.failures: list[str] = []
 
-    @property
-    def running(self) -> bool:
+    def poll(self) -> bool:
         """Whether an evaluation is going on; takes note of one that has ended."""
         if self._process is None or self._process.poll() is None:
             return self._process is not None
@@ -42,22 +42,25 @@ class PeriodicEval:
 
     def new_scores(self) -> dict[str, float]:
         """What an evaluation that ended since the last call says of its agent, as metrics."""
-        if self.running or not self._unreported:
+        if self.poll() or not self._unreported:
             return {}
         self._unreported = False
-        results = [result for result in runs.evaluations(self._run) if result.get("seed") == runs.SELECTION_SEED]
+        # of this one alone: a run that goes on from an older checkpoint has results of later steps already
+        found = runs.evaluations(self._run, since=self._began)
+        results = [result for result in found if result.get("seed") == runs.SELECTION_SEED]
         if not results:  # the disk did not take it
             return {}
         return {"eval/score_mean": results[-1]["score_mean"], "eval/step": results[-1]["checkpoint_step"]}
 
     def start(self) -> None:
         """Evaluates the newest checkpoint, unless an evaluation is going on. One that cannot start is a failure told later."""
-        if self.running:
+        if self.poll():
             return
         command = [
             sys.executable, "-m", "fastdqn", "eval", str(self._run), "--episodes", str(self._episodes),
             "--device", "cpu", "--threads", "1", "--keep-best", "--seed", str(runs.SELECTION_SEED),
         ]  # fmt: skip
+        self._began = time.time() - 1.0  # file systems' clocks are coarse
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         try:
             with self._log.open("a") as log:
@@ -77,7 +80,7 @@ class PeriodicEval:
 
     def wait(self, unless: Callable[[], bool] = lambda: False) -> None:
         """Lets the evaluation that is going on come to its end, as long as `unless` is false."""
-        while self.running and not unless():
+        while self.poll() and not unless():
             time.sleep(0.1)
 
     def stop(self) -> None:

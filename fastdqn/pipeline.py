@@ -52,21 +52,21 @@ class Pipeline:
         preprocess: Callable[[Tensor], Tensor] | None,
         act_threads: int,
         learn_threads: int,
-        ranks: Ranks | None = None,
-        capture: bool = True,
+        ranks: Ranks,
+        capture: bool,
     ) -> None:
         self._learner, self._ring, self._staging = learner, ring, staging
         self._batch_size, self._fire_action, self._preprocess = batch_size, fire_action, preprocess
         self._act_threads, self._learn_threads = act_threads, learn_threads
-        self._ranks = ranks or Ranks()
+        self._ranks = ranks
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
         started = time.perf_counter()
-        env_id, threads = staging.rows["env_id"], {"act_threads": act_threads, "learn_threads": learn_threads}
+        env_id = staging.rows["env_id"]
         try:
             if learner.compiled and self.queues:  # on a CPU it brings nothing (benchmarks/LOG.md)
-                ring.compile(env_id, batch_size, **threads)
-            learner.warm_up(ring.latest(env_id), batch_size, **threads)
+                ring.compile(env_id, batch_size)
+            learner.warm_up(ring.latest(env_id), batch_size, act_threads=act_threads, learn_threads=learn_threads)
         except BackendCompilerFailed as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
@@ -102,7 +102,7 @@ class Pipeline:
                 if self.queues:
                     self._gradients()  # a capture runs nothing: fills what the next one's warm-up reads
                 self._step = graph(self._step_once)
-            self._sync_target = graph(learner.sync_target)
+            self.sync_target = graph(learner.sync_target)  # hard update of the target network
 
     def append_and_act(self, *, epsilon: float, importance_exponent: float) -> None:
         """Stores the staged group and chooses its actions, which begin their way to the host.
@@ -126,10 +126,6 @@ class Pipeline:
             self._gradients()
             self._average()
             self._step()
-
-    def sync_target(self) -> None:
-        """Hard update of the target network."""
-        self._sync_target()
 
     def _append_and_act_once(self) -> None:
         rows = self._staging.rows

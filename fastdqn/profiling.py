@@ -32,7 +32,7 @@ class Verdict:
     device: str
     iterations: int
     wall_seconds: float
-    busy_fraction: float | None  # of the wall time; None on a CPU, where the host is the device
+    busy_fraction: float | None  # of the wall time; None on a CPU, and where no kernel was seen
     gaps: list[float]  # idle stretches of the GPU, longest first
     operations: list[tuple[str, float, int]]  # name, seconds on the device, calls; longest first
     waits: list[tuple[str, str, int]]  # call, file:line, count
@@ -46,8 +46,10 @@ class Verdict:
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.phases.items())
         lines.append(f"The host's time: {shares}.")
         waits = "The host waits for the device at:" if self.waits else "No wait of the host was found."
-        if self.busy_fraction is None:
+        if self.device == "CPU":
             waits = "Values of tensors are read, which costs nothing on a CPU, at:" if self.waits else ""
+        elif self.busy_fraction is None:
+            lines.append("No kernel was seen on the GPU: a container may forbid what the profiler needs.")
         else:
             lines.append(f"The GPU is busy {self.busy_fraction:.0%} of the time.")
             if self.gaps:
@@ -103,10 +105,8 @@ def capture(
     events = list(profiler.events() or [])
     steps = [event.time_range for event in events if event.name == _ITERATION]
     start, end = min(span.start for span in steps), max(span.end for span in steps)
-    busy, gaps = None, []
-    if cuda:
-        kernels = [e.time_range for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-        busy, gaps = occupancy(((span.start, span.end) for span in kernels), start, end)
+    spans = kernel_spans(events)
+    busy, gaps = occupancy(spans, start, end) if spans else (None, [])
     operations = [
         (row.key, getattr(row, key) / 1e6, row.count)
         for row in sorted(averages, key=lambda row: -getattr(row, key))
@@ -127,6 +127,12 @@ def capture(
     )
     (out / "verdict.md").write_text(verdict.text(), encoding="utf-8")
     return verdict
+
+
+def kernel_spans(events: Iterable[Any]) -> list[tuple[float, float]]:
+    """When kernels and copies ran on a GPU; empty on a CPU, or where a container forbids what the profiler needs."""
+    kernels = (e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
+    return [(kernel.time_range.start, kernel.time_range.end) for kernel in kernels]
 
 
 def occupancy(spans: Iterable[tuple[float, float]], start: float, end: float) -> tuple[float, list[float]]:
@@ -156,7 +162,7 @@ def advise(verdict: Verdict) -> list[str]:
         advice.append(
             "The GPU is the limit: a larger --batch-size at the same replay ratio costs fewer kernels a sample."
         )
-    if verdict.busy_fraction is None and share.get("learn", 0) > 0.5:
+    if verdict.device == "CPU" and share.get("learn", 0) > 0.5:
         advice.append("The updates are the limit: a lower --replay-ratio, a larger --batch-size, or a GPU.")
     if share.get("act", 0) > 0.3:
         advice.append("Acting takes long: more --num-envs spread its fixed cost over larger groups.")

@@ -171,19 +171,14 @@ class ReplayRing:
         )
         self._obs_shape = (stack, *obs_shape) if len(obs_shape) > 1 else obs_shape
 
-    def compile(self, env_id: Tensor, batch_size: int, *, act_threads: int, learn_threads: int) -> None:
-        """Fuses the arithmetic behind `latest` of lanes `env_id` and `sample`. Changes nothing that is stored.
-
-        A kernel compiled for the CPU keeps the number of threads that torch had at that moment.
-        """
+    def compile(self, env_id: Tensor, batch_size: int) -> None:
+        """Fuses the arithmetic behind `latest` of lanes `env_id` and `sample`. Changes nothing that is stored."""
         for name in ("_draw", "_rows_at", "_newest_rows"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
-        torch.set_num_threads(learn_threads)
         if self.priorities is None:
             self._draw(batch_size)
         else:
             self._rows_at(torch.zeros(batch_size, dtype=torch.int64, device=env_id.device))
-        torch.set_num_threads(act_threads)
         self._newest_rows(env_id)
 
     @property

@@ -1,5 +1,6 @@
-"""The parts of one training run, built in order, and what surrounds its loop: plan, log, checkpoints, ending."""
+"""The parts of one training run, built in order, and what surrounds its loop: plan, checkpoints, ending."""
 
+import math
 import sys
 import tempfile
 import time
@@ -15,34 +16,23 @@ from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
 from fastdqn.dashboard import Dashboard
 from fastdqn.distributed import RankLostError, join
-from fastdqn.errors import RunError, refused_in_one_line
-from fastdqn.learner import compiled_graphs
+from fastdqn.errors import refused_in_one_line
 from fastdqn.logs import Logs
 from fastdqn.machine import hardware
 from fastdqn.machine.signals import StopRequest
-from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
-from fastdqn.parts import build, make_envs
+from fastdqn.metrics import EpisodeTracker, PhaseTimer
+from fastdqn.parts import build, training_envs
 from fastdqn.periodic_eval import PeriodicEval
 from fastdqn.pipeline import Pipeline
 from fastdqn.plan import plan
+from fastdqn.progress import Progress
 from fastdqn.run_folder import RunFolder, check_free, default_path, trim
 from fastdqn.saver import Saver
-from fastdqn.schedules import Clock, LearningSchedule, line
+from fastdqn.schedules import Clock, LearningSchedule, SaveSchedule, line
 from fastdqn.tracking import Tracker, check_installed
 
 LOG_PERIOD_SECONDS = 2.0
 SAVE_PERIOD_SECONDS = 600.0
-REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
-DEAD_AFTER = 1_000  # updates; in bfloat16 the first ones may tell no two states apart
-DEAD_SPREAD = 1e-5  # of Q, from state to state; networks that learned Breakout after all were at 7e-4
-DEAD = (
-    "warning: Q is the same in every state of the last updates: the network's units are dead, and stay so; begin again "
-    "with --weight-init lecun or, if it is, with a lower --learning-rate"
-)
-
-
-class NotFiniteError(RunError):
-    """Training cannot go on: its numbers are no longer finite. One line with the reason."""
 
 
 class Run:
@@ -56,15 +46,11 @@ class Run:
         self.config, self.notes = config.resolved(loaded=saved is not None)
         self.clock, self.phase = Clock(), PhaseTimer("env", "act", "append", "learn", "log")
         self.epoch = 0 if saved is None else saved.state["epoch"] + 1
-        self.learn_from, self.refused = 0, 0
-        self.stopping, self.logging, self.unsaved, self._told = False, False, False, False
+        self.refilled_at = 0  # env step at which a resumed run's ring, empty at first, is full enough to learn from
+        self.stopping, self.logging, self.unsaved = False, False, False
         self.stop = StopRequest()  # hears no signal; `train` puts in the one that does
         self._saves_replay, self._eval_waits = self.config.checkpoint_replay == "full", False
-        self._losses: dict[str, float] = {}
-        self._refused_in_a_row, self._seconds_before = 0, 0.0
-        self._windows = RateWindow(10), RateWindow(60)
-        self._started = self._logged = self._saved_at = time.perf_counter()
-        self._ended: float | None = None  # when the loop did; what comes after is no training time
+        self._logged = time.perf_counter()
         with refused_in_one_line(config.run_dir):
             self.ranks = join(cuda=self.config.device != "cpu" and torch.cuda.is_available())
             if self.ranks.size > 1:
@@ -72,15 +58,22 @@ class Run:
             config = self.config
             check_free(config.run_dir, resumed=saved is not None)
             self.dashboard = Dashboard(config.ui, sys.stderr if config.json else sys.stdout)
-            parts = build(config, self.notes, self.ranks, self.epoch, self.dashboard.say)
+            parts = build(config, self.notes, self.ranks, self.epoch, self.dashboard.say, self.save_for_resume)
             self.device, self.threads, self.screen, self.envs = parts.device, parts.threads, parts.screen, parts.envs
-            self.fire_action = parts.fire_action
             self.ring, self.learner, self.staging = parts.ring, parts.learner, parts.staging
-            self.envs.on_stall = self.save_now
             self._open_folder(command, saved)
+        self.progress = Progress(
+            config, env=self.envs.env, clock=self.clock, phase=self.phase, episodes=self.episodes, learner=self.learner,
+            device=self.device, logs=self._logs, dashboard=self.dashboard,
+            seconds_before=0.0 if saved is None else saved.state["wall_seconds"],
+        )  # fmt: skip
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
         self._saver = Saver(self.folder.checkpoints, saved=None if saved is None else saved.step)
-        self._saved_periods = self._periods()
+        by_time = not (self._saves_replay or config.deterministic)  # not where saving takes long or begins new games
+        self._save_schedule = SaveSchedule(
+            checkpoint_period=config.checkpoint_period_frames, eval_period=config.eval_period_frames,
+            seconds=SAVE_PERIOD_SECONDS if by_time else math.inf, frames=self.progress.frames, now=time.perf_counter(),
+        )  # fmt: skip
         self.schedule = LearningSchedule(
             learning_starts=config.learning_starts, batch_size=config.batch_size, replay_ratio=config.replay_ratio,
             target_update_period=config.target_update_period if config.polyak == 0 else None,
@@ -90,7 +83,7 @@ class Run:
         with refused_in_one_line(config.run_dir):  # compiles
             self.pipeline = Pipeline(
                 self.learner, self.ring, self.staging, batch_size=config.batch_size // self.ranks.size,
-                fire_action=self.fire_action, preprocess=self.screen.preprocess,
+                fire_action=parts.fire_action, preprocess=self.screen.preprocess,
                 act_threads=self.threads.act, learn_threads=self.threads.learn, ranks=self.ranks,
                 capture=config.cuda_graphs,
             )  # fmt: skip
@@ -132,21 +125,20 @@ class Run:
         """Goes on where `saved` was written, with new games; rows of the logs from beyond it are dropped."""
         state = saved.state
         self.clock = Clock(**{field: state[field] for field in asdict(self.clock)})
-        self._seconds_before = state["wall_seconds"]
         self.phase.seconds.update(state.get("phase_seconds", {}))  # which an older version did not write
         self.learner.load_state(saved.tensors)
         if self._saves_replay and saved.large is not None:
             large_tensors.read_into(saved.large, self.ring.stored())
             self.ring.seam()
         else:
-            self.learn_from = self.clock.env_steps + self.config.learning_starts
+            self.refilled_at = self.clock.env_steps + self.config.learning_starts
             self.notes.append(
                 f"the replay was not saved{' (--checkpoint-replay full saves it)' * (self.ranks.size == 1)}: learning goes on at "
-                f"env step {self.learn_from:,}, when the ring has {self.config.learning_starts:,} new rows"
+                f"env step {self.refilled_at:,}, when the ring has {self.config.learning_starts:,} new rows"
             )
         path, now = self.folder.path, self.clock.env_steps
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
-        damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[3] <= now)
+        damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[2] <= now)
         if damaged:
             self.notes.append(f"{damaged} damaged lines of metrics.jsonl and episodes.csv were dropped")
 
@@ -154,16 +146,11 @@ class Run:
         """Begins new games, as a resumed run has to, for EnvPool cannot save one: so a deterministic run ends as if whole."""
         self.epoch += 1
         self.envs.close()
-        config = self.config.share(self.ranks.size)
-        first_env = self.ranks.rank * config.num_envs
-        self.envs = make_envs(config, self.screen, self.threads.env, epoch=self.epoch, first_env=first_env)
-        self.envs.on_stall = self.save_now
+        self.envs = training_envs(
+            self.config, self.ranks, self.screen, self.threads, self.epoch, on_stall=self.save_for_resume
+        )
         self.ring.seam()
         self.envs.start()
-
-    def heed(self) -> bool:
-        """Whether a signal asked the run to end. To ask is to answer."""
-        return self.stop.requested
 
     def saving(self) -> bool:
         """Whether a checkpoint is being written, which is worth waiting for."""
@@ -180,108 +167,41 @@ class Run:
         between = config.importance_exponent, config.importance_exponent_end
         return line(now, config.learning_starts, config.total_env_steps, *between)
 
-    @property
-    def wall_seconds(self) -> float:
-        """Of training so far, what was before a resume included."""
-        return (self._ended or time.perf_counter()) - self._started
-
-    @property
-    def frames(self) -> int:
-        return self.clock.env_steps * self.config.action_repeat
-
     def advance(self, decisions: int) -> int:
         """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""
         before = self.clock.env_steps
         log = time.perf_counter() - self._logged >= LOG_PERIOD_SECONDS
-        agreed = self.ranks.agree(decisions, stop=self.heed(), log=log)
+        if log:
+            self._logged = time.perf_counter()  # asked for once: several ranks' answer comes a group later
+        agreed = self.ranks.agree(decisions, stop=self.stop.requested, log=log)
         self.clock.env_steps += agreed.decisions
         self.stopping, self.logging = agreed.stop, agreed.log
         return before
 
     def log(self) -> None:
-        """One row of metrics.jsonl, one status, one drawing."""
-        if self.logging:  # all ranks are here
-            self._share_episodes()
-        self._logged, self.logging = time.perf_counter(), False
-        losses, self.refused, self._refused_in_a_row = self.learner.read_metrics()
-        self._losses = losses or self._losses
-        same = losses and losses["losses/q_spread"] <= DEAD_SPREAD * abs(losses["losses/q_values"])
-        if same and self.clock.updates >= DEAD_AFTER and not self._told:
-            self._told = True
-            self.dashboard.say(DEAD)
-        snapshot = self.snapshot()
-        row = {
-            **snapshot.row(),
-            "charts/SPS": snapshot.frames_per_second_10s / self.config.action_repeat,
-            "charts/refused_updates": self.refused,
-            **self._losses,
-            **self.periodic_eval.new_scores(),
-            "system/compiled_graphs": compiled_graphs(),
-        }
-        self._logs.write(row)
-        self.dashboard.update(snapshot)
+        """One row of figures, with the games of all ranks, which are all here."""
+        self._share_episodes()
+        self._log_row()
+
+    def _log_row(self) -> None:
+        self.progress.log(self.epsilon(), self.periodic_eval.new_scores())
 
     def _share_episodes(self) -> None:
         """Has the first rank count the other ranks' games too."""
         mine = [] if self.ranks.first else self.episodes.taken()
         self.episodes.take(self.ranks.gather(mine, EpisodeTracker.WIDTH))
 
-    def check_finite(self) -> None:
-        """Raises NotFiniteError once too many updates in a row were left out, as of the last `log`."""
-        if self._refused_in_a_row >= REFUSED_LIMIT:
-            raise NotFiniteError(
-                f"the last {self._refused_in_a_row} updates had a loss or gradient that was not finite; the weights are "
-                "as before them and saved: lower --learning-rate, or look at the rewards"
-            )
-
-    def snapshot(self) -> Snapshot:
-        now = self._ended or time.perf_counter()
-        fps_10, fps_60 = (window.add(now, self.frames) for window in self._windows)
-        left = max(self.config.total_frames - self.frames, 0)
-        return Snapshot(
-            env=self.envs.env,
-            preset=self.config.preset,
-            frames=self.frames,
-            total_frames=self.config.total_frames,
-            env_steps=self.clock.env_steps,
-            updates=self.clock.updates,
-            episodes=self.episodes.episodes,
-            wall_seconds=self.wall_seconds,
-            frames_per_second_10s=fps_10,
-            frames_per_second_60s=fps_60,
-            eta_seconds=left / fps_60 if fps_60 > 0 else None,
-            score_mean_100=self.episodes.score_mean_100,
-            epsilon=self.epsilon(),
-            loss=self._losses.get("losses/td_loss"),
-            q_mean=self._losses.get("losses/q_values"),
-            phase_seconds=dict(self.phase.seconds),
-            memory_bytes=resident_bytes(),
-            gpu_memory_bytes=torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None,
-        )
-
     def checkpoint_due(self) -> bool:
-        """By frames, for an evaluation, which plays what was saved, or by time, for a slow run would lose hours.
-
-        Not by time where saving takes long or begins new games.
-        """
-        late = time.perf_counter() - self._saved_at > SAVE_PERIOD_SECONDS
-        if late and not (self._saves_replay or self.config.deterministic):
-            return True
-        return self._periods() != self._saved_periods
-
-    def _periods(self) -> tuple[int, int]:
-        """Periods that have passed, of checkpoints and of evaluations."""
-        evaluation = self.config.eval_period_frames
-        return self.frames // self.config.checkpoint_period_frames, self.frames // evaluation if evaluation > 0 else 0
+        return self._save_schedule.due(self.progress.frames, time.perf_counter())
 
     def save(self) -> None:
         """Has a checkpoint written: learner and counters behind the loop's back, the replay, where asked for, at once."""
-        self._eval_waits = self._eval_waits or self._periods()[1] > self._saved_periods[1]
-        self._saved_periods, self._saved_at = self._periods(), time.perf_counter()
+        self._eval_waits = self._eval_waits or self._save_schedule.eval_due(self.progress.frames)
+        self._save_schedule.saved(self.progress.frames, time.perf_counter())
         if not self.ranks.first:
             return
         state = {
-            **self.figures(),
+            **self.progress.figures(),
             "obs_shape": list(self.screen.obs_shape(self.config.frame_stack)),
             "num_actions": self.envs.num_actions,
             "epoch": self.epoch,
@@ -297,9 +217,9 @@ class Run:
 
     def save_now(self) -> bool:
         """Whether a checkpoint of this moment is on the disk; where it could not be written, after a second try."""
+        if not self.ranks.first:
+            return True
         for _ in range(2):
-            if not self.ranks.first:
-                return True
             self.save()
             self._saver.wait()
             if self._saver.saved == self.clock.env_steps:
@@ -319,7 +239,7 @@ class Run:
                 "nothing to resume: a deterministic run is saved at each --checkpoint-period-frames and evaluation"
             )
         else:
-            again = self.frames - self._saver.saved * self.config.action_repeat
+            again = self.progress.frames - self._saver.saved * self.config.action_repeat
             self.dashboard.say(f"resume goes on at the last checkpoint: {again:,} frames will be run again")
         return True
 
@@ -332,20 +252,9 @@ class Run:
         self._eval_waits = False
         self.periodic_eval.start()
 
-    def figures(self) -> dict[str, Any]:
-        """What the run has done so far: in its checkpoints and in its summary."""
-        return {
-            **asdict(self.clock),
-            "frames": self.frames,
-            "episodes": self.episodes.episodes,
-            "score_mean_100": self.episodes.score_mean_100,
-            "wall_seconds": self.wall_seconds,
-            "phase_seconds": dict(self.phase.seconds),
-        }
-
     def summary(self) -> dict[str, Any]:
         """The run and its figures so far."""
-        figures = self.figures()
+        figures = self.progress.figures()
         seconds = figures["wall_seconds"]
         return {
             "run_dir": str(self.folder.path),
@@ -353,22 +262,20 @@ class Run:
             "preset": self.config.preset,
             "seed": self.config.seed,
             **figures,
-            "frames_per_second": self.frames / seconds if seconds > 0 else None,
+            "frames_per_second": figures["frames"] / seconds if seconds > 0 else None,
             "compile_seconds": self.pipeline.compile_seconds,
             "failed_slots": int(self.ring.failed_slots),
-            "refused_updates": self.refused,
+            "refused_updates": self.progress.refused,
         }
 
     def __enter__(self) -> "Run":
         self._logged = time.perf_counter()
-        self._started = self.episodes.started = self._logged - self._seconds_before
-        for window in self._windows:
-            window.add(self._logged, self.frames)
+        self.progress.begin()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Saves, whatever ended the loop, says how it ended, and lets go of everything."""
-        self._ended = time.perf_counter()
+        self.progress.end()
         state, figures = "failed", {}
         try:
             state, figures = self._wind_up(error), self.summary()
@@ -382,7 +289,6 @@ class Run:
 
     def _wind_up(self, error: BaseException | None) -> str:
         """Saves, has the last evaluation played and the last row logged. Returns how the run ended."""
-        self.logging = False  # an error may have come between two ranks' agreement to log and the logging
         if error is None:
             try:
                 self._share_episodes()
@@ -393,8 +299,8 @@ class Run:
         self.unsaved = not self.save_for_resume()
         if self.config.eval_period_frames > 0 and self.ranks.first and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
-            self.periodic_eval.finish(unless=self.heed)
+            self.periodic_eval.finish(unless=lambda: self.stop.requested)
         for failure in self.periodic_eval.failures:
             self.dashboard.say(f"warning: {failure}")
-        self.log()
+        self._log_row()
         return "failed" if error is not None or self.unsaved else "finished" if finished else "interrupted"

@@ -22,10 +22,8 @@ class Games(NamedTuple):
     """The finished games of a run, in the order in which they ended."""
 
     score: np.ndarray  # float64 [G], unclipped
-    length: np.ndarray  # int64 [G], env steps
     seconds: np.ndarray  # float64 [G], since the loop began
     env_steps: np.ndarray  # int64 [G], of the whole run when the game ended
-    truncated: np.ndarray  # bool [G]
 
 
 def find(name: str) -> Path:
@@ -55,35 +53,41 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no row of metrics.
     """
-    path = run / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [metrics_row(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    return [metrics_row(line) for line in _whole_lines(run / "metrics.jsonl")]
 
 
 def metrics_row(line: str) -> dict[str, Any]:
-    """A line of metrics.jsonl. Raises ValueError if it is none."""
+    """A line of metrics.jsonl: numbers by tag, None for what is not one. Raises ValueError if it is none."""
     row = json.loads(line)
     if not isinstance(row, dict) or not all(
-        _number(row.get(name)) for name in ("global_step", "frames", "wall_seconds")
+        _count(row.get(name)) for name in ("global_step", "frames", "wall_seconds")
     ):
         raise ValueError(f"metrics.jsonl: no row of metrics: {line[:60].rstrip()}")
-    return row
+    return {tag: value if _number(value) else None for tag, value in row.items()}
 
 
-def evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results under eval/, oldest first: by checkpoint step and time; those that chose an agent before others.
+def evaluations(run: Path, since: float = 0.0) -> list[dict[str, Any]]:
+    """The results under eval/; the last one counts: of the newest checkpoint, made last.
 
-    By the step first, as a copied folder has the times of its copying. A file that is no result is left out.
+    Of one checkpoint those that chose an agent come before the others. The step goes before the time, for a copied folder
+    has the times of its copying. A file that is no result is left out, and so is one from before `since`, seconds of the
+    epoch.
     """
     # a name that begins with a dot is a result that is still being written
-    files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    results = [result for result in map(_json_object, files) if _is_result(result)]
+    files = sorted((run / "eval").glob("[!.]*.json"), key=lambda path: (path.lstat().st_mtime_ns, path.name))
+    found = (_json_object(file) for file in files if file.lstat().st_mtime >= since)
+    results = [result for result in found if _is_result(result)]
     return sorted(results, key=lambda one: (one["checkpoint_step"], one["seed"] != SELECTION_SEED))
 
 
 def status(run: Path) -> dict[str, Any]:
-    """status.json: `state` is running, finished, interrupted or failed, starting in a sweep; empty where there is none."""
-    return _json_object(run / "status.json")
+    """status.json: texts and numbers; empty where there is none.
+
+    `state` is running, finished, interrupted or failed, starting in a sweep.
+    """
+    found = _json_object(run / "status.json")
+    texts = ("state", "node", "time", "run_dir", "env", "preset")
+    return {k: v for k, v in found.items() if (isinstance(v, str) if k in texts else _number(v))}
 
 
 def saved_step(run: Path) -> int | None:
@@ -93,8 +97,14 @@ def saved_step(run: Path) -> int | None:
 
 
 def environment(run: Path) -> dict[str, Any]:
-    """environment.json: versions, processor, GPU, commit; empty where there is none."""
-    return _json_object(run / "environment.json")
+    """environment.json: versions, processor, GPU, commit, None for what was not there; empty where there is none."""
+    found = _json_object(run / "environment.json")
+    return {k: v for k, v in found.items() if (_number(v) if k == "cores" else v is None or isinstance(v, str))}
+
+
+def command(run: Path) -> str:
+    """command.txt: a line for the beginning and for each resume; empty where there is none."""
+    return _text(run / "command.txt").strip()
 
 
 def games(run: Path) -> Games:
@@ -103,24 +113,25 @@ def games(run: Path) -> Games:
     Raises:
         ValueError: a line is no row of it.
     """
-    path = run / "episodes.csv"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = [game_row(line) for line in lines if line and not line.startswith("r,")]  # a header, again after a resume
-    score, length, seconds, env_steps, truncated = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    return Games(
-        np.array(score, np.float64),
-        np.array(length, np.int64),
-        np.array(seconds, np.float64),
-        np.array(env_steps, np.int64),
-        np.array(truncated, np.bool_),
-    )
+    lines = _whole_lines(run / "episodes.csv")
+    rows = [game_row(line) for line in lines if not line.startswith("r,")]  # a header, again after a resume
+    score, seconds, env_steps = zip(*rows, strict=True) if rows else ((), (), ())
+    return Games(np.array(score, np.float64), np.array(seconds, np.float64), np.array(env_steps, np.int64))
 
 
-def game_row(line: str) -> tuple[float, int, float, int, bool]:
+def game_row(line: str) -> tuple[float, float, int]:
     """A line of episodes.csv: the columns of `Games`. Raises ValueError if it is none."""
-    score, length, seconds, env_steps, _, truncated = line.rstrip().split(",")
-    return float(score), int(length), float(seconds), int(env_steps), truncated == "1"
+    score, length, seconds, env_steps, _, _ = line.rstrip().split(",")
+    row = float(score), float(seconds), int(env_steps)
+    if not (length.isdecimal() and _number(row[0]) and _count(row[1]) and 0 <= row[2] < 2**63):
+        raise ValueError(f"episodes.csv: no row of a game: {line.rstrip()}")
+    return row
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a log; a last one that is still being written is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
 def _is_result(found: dict[str, Any]) -> bool:
@@ -131,17 +142,32 @@ def _is_result(found: dict[str, Any]) -> bool:
         and isinstance(interval, list)
         and len(interval) == 2
         and all(map(_number, interval))
+        and _number(found.get("frames", 0))
+        and (found.get("human_normalized") is None or _number(found["human_normalized"]))
     )
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _number(value: Any) -> bool:
+    """Whether it is one to reckon with: not NaN, not infinite, and so small that no sum or square of a few is."""
+    return isinstance(value, int | float) and abs(value) < 1e100
+
+
+def _count(value: Any) -> bool:
+    return _number(value) and value >= 0
+
+
+def _text(path: Path) -> str:
+    """What a file says; "" where there is none, or none of text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     """What a JSON file says; {} where there is none, or none that holds an object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

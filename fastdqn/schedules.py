@@ -67,3 +67,34 @@ class LearningSchedule:
         while update < last_update:
             update += 1
             yield "update"
+
+
+class SaveSchedule:
+    """When a checkpoint is due: by frames, for an evaluation, which plays what was saved, or by time, for a slow run would
+    lose hours.
+
+    Args:
+        checkpoint_period, eval_period: in frames; no evaluation with 0.
+        seconds: the longest time without a checkpoint.
+        frames, now: where the run is, and a clock's seconds, here as below.
+    """
+
+    def __init__(self, *, checkpoint_period: int, eval_period: int, seconds: float, frames: int, now: float) -> None:
+        self._checkpoint_period, self._eval_period, self._seconds = checkpoint_period, eval_period, seconds
+        self.saved(frames, now)
+
+    def due(self, frames: int, now: float) -> bool:
+        """Whether a checkpoint is."""
+        return self._periods(frames) != self._saved or now - self._saved_at > self._seconds
+
+    def saved(self, frames: int, now: float) -> None:
+        """A checkpoint is made here."""
+        self._saved, self._saved_at = self._periods(frames), now
+
+    def eval_due(self, frames: int) -> bool:
+        """Whether an evaluation of the next checkpoint is."""
+        return self._periods(frames)[1] > self._saved[1]
+
+    def _periods(self, frames: int) -> tuple[int, int]:
+        """Periods that have passed, of checkpoints and of evaluations."""
+        return frames // self._checkpoint_period, frames // self._eval_period if self._eval_period > 0 else 0

@@ -52,7 +52,7 @@ def train(
                 with run.phase("log"):
                     if run.logging:
                         run.log()  # host sync 2 of 2: the sums of the log period
-                        run.check_finite()
+                        run.progress.check_finite()
                     if run.checkpoint_due():
                         run.save()
                         gc.collect()  # cycles that json left at the last save; 0.2 ms, as all from before is frozen
@@ -94,7 +94,7 @@ def send(run: Run, step: EnvStep) -> None:
 def learn(run: Run, before: int) -> None:
     """Everything that fell due since env step `before`, in its order."""
     with run.phase("learn"):
-        for event in run.schedule.events(max(before, run.learn_from), run.clock.env_steps):
+        for event in run.schedule.events(max(before, run.refilled_at), run.clock.env_steps):
             if event == "update":
                 run.clock.updates += 1
                 run.pipeline.update()

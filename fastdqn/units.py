@@ -6,11 +6,20 @@ from typing import Any
 
 def count(value: float) -> str:
     """1234 -> 1.23k, 12300000 -> 12.3M; whole numbers below 1,000 as they are."""
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            scaled = value / limit
-            return f"{scaled:.{2 if abs(scaled) < 10 else 1}f}{suffix}"
-    return f"{value:.0f}"
+    scaled, suffix = _scaled(value)
+    return f"{scaled:.{2 if abs(scaled) < 10 else 1}f}{suffix}" if suffix else f"{value:.0f}"
+
+
+def short(value: float) -> str:
+    """1500 -> 1.5k, 12000000 -> 12M, 0.25 -> 0.25: a number beside a tick."""
+    scaled, suffix = _scaled(value)
+    return f"{scaled:.4g}{suffix}"
+
+
+def _scaled(value: float) -> tuple[float, str]:
+    """1500 -> 1.5, "k"."""
+    limits = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+    return next(((value / limit, suffix) for limit, suffix in limits if abs(value) >= limit), (value, ""))
 
 
 def or_dash(value: Any, form: str | Callable[[Any], str]) -> str:

@@ -171,7 +171,7 @@ def panels(samples: Sequence[dict[str, float]], rows: Sequence[dict], verdicts: 
         ("frames/s", "frames/s", Curve(logged, np.array([row["perf/fps"] for row in rows[1:]], float))),
     ]  # fmt: skip
     return [
-        Panel(f"{name}\n{says[name]}", "minutes", unit, [Line(name, [curve], Band(curve.x, curve.y, None, None))],
+        Panel(f"{name}\n{says[name]}", "minutes", unit, [Line(name, [curve], Band(curve.x, curve.y, None))],
               {"zero": 0.0})
         for name, unit, curve in courses
     ]  # fmt: skip

@@ -2,17 +2,19 @@
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from benchmarks import learner, peers
-from benchmarks.publish import write
+from benchmarks.publish import bars, publish, write
 from benchmarks.throughput import Rates, Rung, alone, rows_of, window
-from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
+from benchmarks.timing import device_of, last_json, ratios, seconds_a_call, spread, turns
 from fastdqn.envs import VectorEnv
 
 
@@ -75,6 +77,36 @@ def test_a_report_records_its_flags_and_no_path(tmp_path: Path, capsys: pytest.C
     assert report["flags"] == {"quick": True, "seconds": 2.0} and report["turns"] == 3
     assert str(tmp_path) not in capsys.readouterr().out
     assert json.loads((tmp_path / "new" / "some.json").read_text()) == report
+
+
+def test_a_report_has_its_picture_beside_it(tmp_path: Path) -> None:
+    flags = argparse.Namespace(out=tmp_path)
+    publish("some", [1], flags, {}, lambda axes: bars(axes, ["a"], [spread([1.0, 2.0])]))
+    assert imread(tmp_path / "some.png").shape[:2] == (600, 960) and (tmp_path / "some.json").exists()
+
+
+def test_what_a_child_measured_is_its_last_json_object_however_it_ends() -> None:
+    code = "import os, sys; print('{}'); print('{\"a\": ' + os.environ['A'] + '}'); print('bye'); sys.exit(3)"
+    assert last_json([sys.executable, "-c", code], environment={"A": "2"}) == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("print(1); raise OSError('why')", r"exit code 1 and no result of (.|\n)*\nOSError: why$"),
+     ("import time; time.sleep(60)", "no result after 1 s of ")],
+)  # fmt: skip
+def test_a_child_without_a_result_ends_the_program_with_the_reason(code: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        last_json([sys.executable, "-c", code], timeout=1.0 if "sleep" in code else None)
+
+
+def test_a_peer_that_fails_is_a_line_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_, **__) -> dict:
+        raise SystemExit("exit code 1 and no result of x\nTraceback\nValueError: why")
+
+    monkeypatch.setattr(peers, "last_json", failing)
+    task = peers.Task("torchrl", "Breakout", 64, 256, 8.0, 50_000, 2, 3, "cpu", 1.0)
+    assert peers.in_own_process(task) == {"error": "ValueError: why"}
 
 
 def test_the_parts_are_timed_beside_plain_dqn() -> None:

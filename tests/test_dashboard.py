@@ -18,13 +18,13 @@ from fastdqn.units import clock, cores, count, duration
 
 SNAPSHOT = Snapshot(
     env="Breakout-v5", preset="fast", frames=12_300_000, total_frames=40_000_000,
-    env_steps=3_075_000, updates=768_000, episodes=1_932, wall_seconds=312.0, frames_per_second_10s=41_234.0,
+    env_steps=3_075_000, updates=768_000, target_syncs=0, episodes=1_932, wall_seconds=312.0, frames_per_second_10s=41_234.0,
     frames_per_second_60s=40_800.0, eta_seconds=678.0, score_mean_100=14.6, epsilon=0.01, loss=0.0123, q_mean=1.8312,
     phase_seconds={"env": 1.0, "act": 1.0, "append": 0.0, "learn": 7.9, "log": 0.1}, memory_bytes=3_100_000_000,
     gpu_memory_bytes=None,
 )  # fmt: skip
 EMPTY = Snapshot(
-    env="Pong-v5", preset="fast", frames=0, total_frames=1, env_steps=0, updates=0, episodes=0,
+    env="Pong-v5", preset="fast", frames=0, total_frames=1, env_steps=0, updates=0, target_syncs=0, episodes=0,
     wall_seconds=0.0, frames_per_second_10s=0.0, frames_per_second_60s=0.0, eta_seconds=None, score_mean_100=None,
     epsilon=1.0, loss=None, q_mean=None, phase_seconds={}, memory_bytes=0, gpu_memory_bytes=8_000_000_000,
 )  # fmt: skip

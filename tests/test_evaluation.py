@@ -31,6 +31,7 @@ from fastdqn.evaluation import (
     set_up,
     summarize,
 )
+from fastdqn.machine import hardware
 from fastdqn.player import Player
 from fastdqn.screens import Screen
 from fastdqn.trainer import train
@@ -83,6 +84,12 @@ def test_the_json_line_has_what_programs_need(breakout_run: Path, capsys: pytest
 
 def test_games_cut_at_the_step_cap_are_counted(breakout_run: Path) -> None:
     assert evaluate(breakout_run, episodes=6, epsilon=1.0)["capped_games"] == 6  # no Breakout game ends in 60 steps
+
+
+def test_an_agent_is_played_in_full_float32_also_after_training_in_tf32(catch_run: Path) -> None:
+    hardware.use_tf32(True)
+    evaluate(catch_run, episodes=1, num_envs=1)
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
 
 
 def test_equal_seeds_give_equal_games_and_another_seed_other_games(breakout_run: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_game_has_its_envs_number_in_the_job_and_the_runs_env_steps() -> None:
 
 def test_a_log_row_says_of_each_figure_what_its_tag_means() -> None:
     snapshot = Snapshot(
-        env="Pong-v5", preset="fast", frames=400, total_frames=4_000, env_steps=100, updates=25, episodes=7,
+        env="Pong-v5", preset="fast", frames=400, total_frames=4_000, env_steps=100, updates=25, target_syncs=3, episodes=7,
         wall_seconds=50.0, frames_per_second_10s=12.0, frames_per_second_60s=8.0, eta_seconds=450.0, score_mean_100=-20.5,
         epsilon=0.75, loss=0.125, q_mean=1.5, phase_seconds={"env": 5.0, "act": 2.0, "append": 1.0, "learn": 32.0, "log": 0.0},
         memory_bytes=123, gpu_memory_bytes=None,

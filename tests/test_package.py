@@ -30,7 +30,7 @@ ROWS = [
     {"arguments", "sweeps/scale"},
     {"trainer", "rollout"},
     {"run", "evaluation"},
-    {"plan"},
+    {"plan", "progress"},
     {"parts", "analysis/comparison"},
     {"logs", "saver", "pipeline", "periodic_eval", "player", "analysis/history", "sweeps/trials", "machine/preflight"},
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "machine/signals", "staging"},
@@ -63,7 +63,7 @@ ROWS = [
 ]
 SEES_CONFIG = {"arguments", "trainer", "run", "evaluation", "parts", "plan", "machine/preflight", "analysis/history"}
 SEES_CONFIG |= {f"commands/{name}" for name in ("presets", "resume", "profile", "doctor", "export", "model_card")}
-SEES_CONFIG |= {"commands/report", "commands/sweep", "commands/play"}
+SEES_CONFIG |= {"commands/report", "commands/sweep", "commands/play", "progress"}
 
 
 def imports_of(module: str) -> set[str]:

@@ -1,6 +1,7 @@
 """Evaluations in the background: they score the checkpoints, keep the best agent, and never hold the loop."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_best_agent_that_cannot_be_read_stays_and_is_told(tmp_path: Path, caps
 def test_an_evaluation_that_cannot_start_is_told_and_training_goes_on(tmp_path: Path) -> None:
     evaluation = PeriodicEval(tmp_path / "no such folder", episodes=1)
     evaluation.start()
-    assert not evaluation.running and "not started" in evaluation.failures[0] and evaluation.new_scores() == {}
+    assert not evaluation.poll() and "not started" in evaluation.failures[0] and evaluation.new_scores() == {}
 
 
 def test_a_file_that_is_no_result_is_none(tmp_path: Path) -> None:
@@ -89,16 +90,19 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
     evaluation.start()
     assert evaluation._process is first
     evaluation.wait()
-    assert not evaluation.running and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
+    assert not evaluation.poll() and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
     assert "holds no run" in (tmp_path / "eval" / "log.txt").read_text()
     (tmp_path / "eval" / "earlier.json").write_text(json.dumps(evaluation_result(seed=runs.SELECTION_SEED)))
     assert len(runs.evaluations(tmp_path)) == 1
     assert evaluation.new_scores() == {}  # an older result is not the failed one's
 
 
-def test_only_results_of_its_own_seed_are_reported_as_the_runs_scores(tmp_path: Path) -> None:
+def test_only_its_own_results_are_reported_as_the_runs_scores(tmp_path: Path) -> None:
     train(quiet("catch", tmp_path / "run", total_frames=2_000))
     (tmp_path / "run" / "eval" / "by_hand.json").write_text(json.dumps(evaluation_result(checkpoint_step=10**9)))
+    before = tmp_path / "run" / "eval" / "before.json"  # of a checkpoint that was damaged later
+    before.write_text(json.dumps(evaluation_result(checkpoint_step=10**9, seed=runs.SELECTION_SEED)))
+    os.utime(before, (0, 0))
     evaluation = PeriodicEval(tmp_path / "run", episodes=1)
     evaluation.start()
     evaluation.wait()
@@ -114,7 +118,7 @@ def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path)
     with run:
         run.save_now()
         run.evaluate()
-        assert run.periodic_eval.running
+        assert run.periodic_eval.poll()
         process = run.periodic_eval._process
     assert process is not None and process.returncode is not None
 

@@ -11,9 +11,10 @@ from matplotlib.image import imread
 from run_by_hand import write_run
 
 from fastdqn.analysis import history
-from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, short, svg_chart, ticks
+from fastdqn.analysis.charts import Line, Panel, ascii_chart, limits, svg_chart, ticks
 from fastdqn.analysis.statistics import Curve, mean_curve
 from fastdqn.cli import main
+from fastdqn.units import short
 
 
 def panel_of(*values: list[float], levels: dict[str, float] | None = None) -> Panel:
@@ -164,6 +165,14 @@ def test_help_of_the_commands_that_look_back_imports_nothing_heavy() -> None:
     assert "--group-by" in done.stdout and "-o STR" in done.stdout
 
 
+def test_a_name_with_dollars_is_written_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10)
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text().replace('preset = "catch"', "preset = '$x$ $\\frac$'")
+    )
+    assert main(["plot", str(run), "-o", str(tmp_path / "out.svg")]) == 0
+
+
 def test_a_run_that_has_just_begun_is_drawn_as_nothing_yet(tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run")
     for name in ("episodes.csv", "metrics.jsonl", "status.json", "environment.json", "command.txt"):
@@ -235,6 +244,14 @@ def test_a_far_level_does_not_press_the_curves_into_a_line() -> None:
     assert near is not None and near.y[1] > 3 and near.levels == {"human": 3.0}
     assert far is not None and far.y[1] < 3 and far.levels == {}
     assert "human 300 (above)" in ascii_chart(panel_of([0.0, 2.0], levels={"human": 300.0}))
+
+
+@pytest.mark.parametrize("value", [0.0, 5e-324, -1e99])
+def test_there_are_axes_around_a_single_value(value: float) -> None:
+    curve = Curve(np.array([abs(value)]), np.array([value]))
+    found = limits(Panel("", "", "", [Line("", [curve], None)]))
+    assert found is not None and found.x[0] < found.x[1] and found.y[0] < value < found.y[1]
+    assert ticks(*found.x, 6) and ticks(*found.y, 6)
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from fastdqn import cli
-from fastdqn.profiling import Verdict, advise, capture, occupancy
+from fastdqn.profiling import Verdict, advise, capture, kernel_spans, occupancy
 
 
 def test_occupancy_is_the_union_of_spans_and_gaps_are_what_it_leaves() -> None:
@@ -53,9 +54,18 @@ def test_on_a_cpu_nothing_is_said_of_a_device_beside_it() -> None:
         assert (
             "costs nothing on a CPU, at:\n- aten::_local_scalar_dense at fastdqn/learner.py:1, 2.0" in text
         ) == bool(waits)
-        text = verdict(**games, waits=waits, busy_fraction=0.3, gaps=[0.02]).text()
+        text = verdict(**games, waits=waits, device="H100", busy_fraction=0.3, gaps=[0.02]).text()
         assert "The GPU is busy 30%" in text and "the device has time" in text
         assert ("The host waits for the device at:" if waits else "No wait of the host was found.") in text
+
+
+def test_a_gpu_whose_kernels_were_not_seen_is_not_called_idle() -> None:
+    text = verdict(device="H100", waits=[("cudaMemcpy", "fastdqn/learner.py:1", 20)]).text()
+    assert "No kernel was seen on the GPU" in text and "busy" not in text
+    assert "The host waits for the device at:" in text and "updates are the limit" not in text
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        torch.ones(2).sum()
+    assert profiler.events() and kernel_spans(profiler.events() or []) == []
 
 
 def test_a_capture_leaves_its_files_and_counts_what_ran(tmp_path: Path) -> None:

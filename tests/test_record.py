@@ -252,6 +252,15 @@ def test_a_recording_that_fails_leaves_the_file_of_before(kind: str, tmp_path: P
     assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
 
 
+def test_a_run_that_takes_no_video_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("videos"))
+    (copy / "videos").touch()
+    assert main(["record", str(copy), "--max-seconds", "0.2"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {copy}/videos/") and printed.endswith(": not written (File exists)\n")
+
+
 def test_a_run_that_is_still_being_written_is_recorded_from_its_newest_whole_checkpoint(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from fastdqn.schedules import LearningSchedule
+from fastdqn.schedules import LearningSchedule, SaveSchedule
 
 STARTS, END = 1_000, 3_500
 
@@ -74,3 +74,17 @@ def test_target_cadence_is_the_period_and_not_the_nearest_multiple_of_the_group(
     schedule = LearningSchedule(learning_starts=0, batch_size=32, replay_ratio=0.0, target_update_period=1_000)
     syncs = sum(1 for before in range(0, 960_000, 64) for _ in schedule.events(before, before + 64))
     assert syncs == 960  # counting in groups of 64 would give 1,000
+
+
+def test_a_checkpoint_is_due_by_frames_for_an_evaluation_and_by_time_each_counted_from_the_last() -> None:
+    saves = SaveSchedule(checkpoint_period=1_000, eval_period=300, seconds=600.0, frames=2_500, now=50.0)
+    assert not saves.due(2_699, 650.0) and saves.due(2_699, 650.1)
+    assert saves.due(2_700, 50.0) and saves.eval_due(2_700)
+    saves.saved(2_700, 700.0)
+    assert not saves.due(2_999, 1_300.0) and not saves.eval_due(2_999)
+    assert saves.due(3_000, 700.0) and saves.due(2_999, 1_300.1) and saves.due(6_000, 700.0)
+
+
+def test_without_evaluations_none_is_due_and_without_a_limit_no_time_is_too_long() -> None:
+    saves = SaveSchedule(checkpoint_period=1_000, eval_period=0, seconds=float("inf"), frames=0, now=0.0)
+    assert not saves.due(999, 1e9) and saves.due(1_000, 0.0) and not saves.eval_due(1_000)

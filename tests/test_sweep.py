@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -142,6 +143,23 @@ def test_an_address_where_nobody_listens_is_told_at_once(tmp_path: Path, capsys,
     assert message.startswith("error: address=127.0.0.1:1: Ray does not answer (") and message.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_made_is_wrong_usage_and_what_goes_wrong_later_is_not(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(scale, "connected", lambda *_, **__: nullcontext())
+    (tmp_path / "file").touch()
+    assert main(["sweep", *CATCH, "-o", str(tmp_path / "file" / "out")]) == 2
+    assert f"error: out={tmp_path}/file/out: Not a directory; name a folder" in capsys.readouterr().err
+
+    def with_a_bug(*_, **__) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(scale, "run_all", with_a_bug)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["sweep", *CATCH, "-o", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_help_imports_neither_ray_nor_torch() -> None:
     script = (
         "import sys\nfrom fastdqn.cli import main\n"
@@ -209,10 +227,18 @@ def test_a_node_without_the_sweeps_disk_and_a_folder_in_use_are_told(tmp_path: P
     held.release()
 
 
+def test_a_folder_that_no_waiting_would_free_is_told_at_once(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "eval").symlink_to(tmp_path)
+    monkeypatch.setattr(trials.time, "sleep", lambda _: pytest.fail("it waits"))
+    code, why = trials.run(failing(tmp_path / "run"), tmp_path)
+    assert code == 1 and "its eval is a symlink" in why
+
+
 def test_the_table_shows_who_runs_first_and_plain_lines_only_what_changed(tmp_path: Path) -> None:
-    queue = [scale.Progress(failing(tmp_path / name)) for name in ("a", "b", "c")]
+    queue = [scale.Progress(failing(tmp_path / name), 2_000) for name in ("a", "b", "c")]
     stream = io.StringIO()
-    board = scale.Board("auto", stream, {"a": 2_000, "b": 2_000, "c": 2_000})
+    board = scale.Board("auto", stream)
     board.update([progress.row() for progress in queue])
     assert stream.getvalue() == ""  # all wait
     write_run(tmp_path / "b", state="running", frames=1_000)
@@ -226,7 +252,7 @@ def test_the_table_shows_who_runs_first_and_plain_lines_only_what_changed(tmp_pa
     ]  # fmt: skip
     console = Console(file=io.StringIO(), width=100)
     with console.capture() as capture:
-        console.print(scale.table(rows, {"a": 2_000, "b": 2_000, "c": 2_000}))
+        console.print(scale.table(rows))
     drawn = [line for line in capture.get().splitlines() if "2.00k" in line]
     assert ["running" in drawn[0], "failed, try 3" in drawn[1], "waiting" in drawn[2]] == [True] * 3
     queue[1].before = runs.status(tmp_path / "b")  # it is queued again, and nobody has touched it yet

@@ -15,10 +15,11 @@ from small_runs import TINY, quiet, reaches, until_first_row
 
 from fastdqn import checkpoint, losses, runs
 from fastdqn.cli import main
-from fastdqn.distributed import RankLostError, Ranks
+from fastdqn.distributed import Agreed, RankLostError, Ranks
 from fastdqn.errors import UsageError
 from fastdqn.parts import build
-from fastdqn.run import NotFiniteError, Run
+from fastdqn.progress import NotFiniteError
+from fastdqn.run import Run
 from fastdqn.run_folder import RunFolder
 from fastdqn.trainer import step_group, train
 
@@ -247,11 +248,11 @@ def test_training_whose_numbers_are_no_longer_finite_ends_with_a_checkpoint_and_
 def test_it_takes_a_hundred_updates_in_a_row_that_were_not_finite_to_end_a_run(tmp_path) -> None:
     run = Run(quiet("catch", tmp_path / "run"), ["test"])
     run.envs.close()
-    run.refused, run._refused_in_a_row = 10_000, 99
-    run.check_finite()
-    run._refused_in_a_row = 100
+    run.progress.refused, run.progress._refused_in_a_row = 10_000, 99
+    run.progress.check_finite()
+    run.progress._refused_in_a_row = 100
     with pytest.raises(NotFiniteError, match="the last 100 updates"):
-        run.check_finite()
+        run.progress.check_finite()
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -303,6 +304,24 @@ def test_a_rank_that_is_lost_in_mid_iteration_leaves_the_others_run_failed_and_i
     Run(run.config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints")).envs.close()
 
 
+def test_a_period_is_logged_once_though_several_ranks_agree_on_it_a_group_later(tmp_path, monkeypatch) -> None:
+    class Lagging(Ranks):
+        said = Agreed(0, stop=False, log=False)
+
+        def agree(self, decisions, *, stop, log):
+            answer, self.said = self.said, Agreed(decisions, stop, log)
+            return answer
+
+    run = Run(quiet("catch", tmp_path / "run"), ["test"])
+    run.envs.close()
+    run.ranks, run._logged, logged = Lagging(), 0.0, []
+    for group in range(1, 21):
+        monkeypatch.setattr("fastdqn.run.time.perf_counter", lambda seconds=group / 2: seconds)
+        run.advance(1)
+        logged += [group] * run.logging
+    assert logged == [5, 9, 13, 17]  # every two seconds, and a group later
+
+
 @pytest.mark.parametrize(("spread", "q", "told"), [(3.6e-6, -1.39, True), (1.05e-4, 0.152, False), (0.0, 0.0, True)])
 def test_a_spread_that_is_nothing_beside_q_is_a_dead_network(
     spread: float, q: float, told: bool, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
@@ -324,7 +343,7 @@ def test_a_spread_that_is_nothing_beside_q_is_a_dead_network(
 def test_a_network_whose_units_are_dead_is_told_once(
     dead: bool, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdqn.run.DEAD_AFTER", 20)
+    monkeypatch.setattr("fastdqn.progress.DEAD_AFTER", 20)
     monkeypatch.setattr("fastdqn.run.LOG_PERIOD_SECONDS", 0.02)
     run = Run(replace(quiet("catch", tmp_path / "run", total_frames=3_000), ui="plain"), ["test"])
     if dead:

@@ -164,12 +164,10 @@ def test_what_counts_env_steps_and_what_counts_frames(tmp_path: Path) -> None:
     """Atari, so that they differ: by 4."""
     run = Run(replace(BREAKOUT, epsilon_decay_steps=100, epsilon_end=0.0, run_dir=str(tmp_path / "run")), ["test"])
     run.envs.close()
-    run._ended = run._started + 10  # a clock that stands still
-    for window in run._windows:
-        window.add(run._started, 0)
+    run.progress._ended = run.progress._started + 10  # a clock that stands still
     run.clock.env_steps = 90
     assert run.epsilon() == pytest.approx(0.5)
-    shown = run.snapshot()
+    shown = run.progress.snapshot(run.epsilon())
     assert (shown.frames, shown.env_steps, shown.frames_per_second_10s) == (360, 90, 36.0)
     assert shown.eta_seconds == pytest.approx((4_000 - 360) / 36)
     assert any("4,000 frames, 1,000 env steps of 4" in line for line in run.plan)
@@ -181,18 +179,16 @@ def test_what_counts_env_steps_and_what_counts_frames(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "run" / "checkpoints").state["frames"] == 360
     run.clock.env_steps = 520
     assert run.importance_exponent() == pytest.approx(0.7)  # halfway from learning start 40 to env step 1,000
-    run.config = replace(run.config, checkpoint_period_frames=1_000, eval_period_frames=500)
-    assert run._periods() == (2, 4)
 
 
 def test_the_speed_shown_is_of_the_last_ten_seconds_and_the_time_left_of_the_last_sixty(tmp_path: Path) -> None:
     run = Run(quiet("catch", tmp_path / "run", total_frames=1_000), ["test"])
     run.envs.close()
-    for window in run._windows:
-        for seconds, frames in ((0, 0), (50, 100)):
-            window.add(run._started + seconds, frames)
-    run._ended, run.clock.env_steps = run._started + 60, 360
-    shown = run.snapshot()
+    progress = run.progress
+    for window in progress._windows:
+        window.add(progress._started + 50, 100)
+    progress._ended, run.clock.env_steps = progress._started + 60, 360
+    shown = progress.snapshot(epsilon=1.0)
     assert (shown.frames_per_second_10s, shown.frames_per_second_60s) == pytest.approx((26.0, 6.0))
     assert shown.eta_seconds == pytest.approx((1_000 - 360) / 6)
 
@@ -234,7 +230,7 @@ def test_a_log_row_has_the_losses_of_its_own_period_and_without_an_update_those_
         while run.clock.updates < updates:
             step_group(run)
         run.log()
-        shown, row = run.snapshot(), runs.metrics(tmp_path / "run")[-1]
+        shown, row = run.progress.snapshot(epsilon=1.0), runs.metrics(tmp_path / "run")[-1]
         assert (shown.loss, shown.q_mean) == (row["losses/td_loss"], row["losses/q_values"])
     run.envs.close()
     rows = runs.metrics(tmp_path / "run")
@@ -244,10 +240,29 @@ def test_a_log_row_has_the_losses_of_its_own_period_and_without_an_update_those_
 
 def test_a_pool_that_stalls_has_the_run_saved_in_every_epoch(tmp_path: Path) -> None:
     run = Run(quiet("catch", tmp_path / "run"), ["test"])
-    assert run.envs.on_stall == run.save_now
+    assert run.envs._on_stall == run.save_for_resume
     run.new_epoch()
-    assert run.envs.on_stall == run.save_now
+    assert run.envs._on_stall == run.save_for_resume
     run.envs.close()
+
+
+def test_what_is_saved_when_a_pool_stalls_is_the_last_boundary_of_a_deterministic_run(tmp_path: Path) -> None:
+    """From anywhere else it could not go on as if it had never stopped."""
+    for deterministic in (True, False):
+        folder = tmp_path / str(deterministic)
+        run = Run(quiet("catch", folder, deterministic=deterministic, checkpoint_period_frames=300), ["test"])
+        run.envs.start()
+        boundary = 0
+        while run.clock.env_steps < 500:
+            step_group(run)
+            if run.checkpoint_due():
+                run.save()
+                boundary = run.clock.env_steps
+        assert run.envs._on_stall is not None
+        run.envs._on_stall()
+        run.envs.close()
+        step = checkpoint.load(folder / "checkpoints").step
+        assert step == (boundary if deterministic else run.clock.env_steps) and 300 <= boundary < run.clock.env_steps
 
 
 def test_every_update_is_a_sign_of_life(tmp_path: Path) -> None:
@@ -270,13 +285,12 @@ def test_a_resumed_run_takes_up_its_last_games_its_clock_and_its_logs(tmp_path: 
     run.envs.close()
     assert rows.read_text() == kept  # of beyond the checkpoint
     assert list(run.episodes.last_100) == saved.state["last_100"] and len(run.episodes.last_100) == 100
-    assert run._seconds_before == saved.state["wall_seconds"] > 0
     assert run.phase.seconds == saved.state["phase_seconds"] and run.phase.seconds["learn"] > 0
     with run:
         run.episodes.add(*finished_game())
-        assert run.wall_seconds > saved.state["wall_seconds"]
+        assert run.progress.wall_seconds > saved.state["wall_seconds"]
     seconds = float((tmp_path / "run" / "episodes.csv").read_text().splitlines()[-1].split(",")[2])
-    assert seconds >= round(run._seconds_before, 3) > 0
+    assert seconds >= round(saved.state["wall_seconds"], 3) > 0
 
 
 def finished_game():
@@ -315,10 +329,10 @@ def test_a_write_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pyt
 def test_a_games_seconds_are_of_the_loop_as_the_runs_are(tmp_path: Path) -> None:
     run = Run(quiet("catch", tmp_path / "run", total_frames=2_000), ["test"])
     run.episodes.started -= 1_000  # it was built that long ago, and compiled since
-    run._seconds_before = 50.0  # of the part before a resume
+    run.progress._seconds_before = 50.0  # of the part before a resume
     run.envs.start()
     with run:
         while run.clock.env_steps < 2_000:
             step_group(run)
     seconds = runs.games(tmp_path / "run").seconds
-    assert 50.0 <= seconds.min() <= seconds.max() <= run.wall_seconds
+    assert 50.0 <= seconds.min() <= seconds.max() <= run.progress.wall_seconds

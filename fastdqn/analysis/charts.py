@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdqn.analysis.statistics import Band, Curve
+from fastdqn.units import short
 
 ASCII_MARKS = "*o+x#@%&"
 COLOURS = 8  # classes c0 to c7, repeated after that
@@ -60,9 +61,9 @@ def limits(panel: Panel) -> Limits | None:
     low, high = min(float(curve.y.min()) for curve in curves), max(float(curve.y.max()) for curve in curves)
     reach = (high - low) or abs(high) or 1.0
     levels = {name: level for name, level in panel.levels.items() if low - reach <= level <= high + reach}
-    low, high = min(low, *levels.values(), low), max(high, *levels.values(), high)
-    margin = 0.05 * ((high - low) or abs(high) or 1.0)
-    return Limits((0.0, right or 1.0), (low - margin, high + margin), levels)
+    low, high = min([low, *levels.values()]), max([high, *levels.values()])
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    return Limits((0.0, right if right > 1e-9 else 1.0), (low - margin, high + margin), levels)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -70,14 +71,6 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power, 20 * power) if (high - low) / step < most)
     return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def short(value: float) -> str:
-    """1500 -> 1.5k, 12000000 -> 12M, 0.25 -> 0.25: a number beside a tick."""
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.4g}{suffix}"
-    return f"{value:.4g}"
 
 
 def legend_levels(panel: Panel, found: Limits) -> list[str]:
@@ -135,33 +128,35 @@ def svg_chart(panel: Panel, *, width: int = 440, height: int = 250) -> str:
     (left, right), (bottom, top) = found.x, found.y
     x0, x1, y0, y1 = 50, width - 14, height - 42, 12  # corners of the axes; y grows downwards
 
-    def point(x: float, y: float) -> str:
-        return (
-            f"{x0 + (x - left) / (right - left) * (x1 - x0):.1f},{y0 - (y - bottom) / (top - bottom) * (y0 - y1):.1f}"
-        )
+    def across(x: float) -> str:
+        return f"{x0 + (x - left) / (right - left) * (x1 - x0):.1f}"
+
+    def down(y: float) -> str:
+        return f"{y0 - (y - bottom) / (top - bottom) * (y0 - y1):.1f}"
 
     def path(x: np.ndarray, y: np.ndarray) -> str:
-        return " ".join(map(point, x.tolist(), y.tolist()))
+        return " ".join(f"{across(one)},{down(other)}" for one, other in zip(x.tolist(), y.tolist(), strict=True))
 
     parts = []
     for tick in ticks(bottom, top, 6):
-        _, y = point(left, tick).split(",")
+        y = down(tick)
         parts.append(f'<path class="grid" d="M{x0} {y}H{x1}"/><text x="{x0 - 6}" y="{y}" dy="4" class="end">')
         parts.append(f"{short(tick)}</text>")
-    for tick in ticks(left, right, 6):
-        x, _ = point(tick, bottom).split(",")
-        parts.append(f'<text x="{x}" y="{y0 + 18}" class="middle">{short(tick)}</text>')
+    parts += [
+        f'<text x="{across(tick)}" y="{y0 + 18}" class="middle">{short(tick)}</text>' for tick in ticks(left, right, 6)
+    ]
     parts.append(f'<path class="axis" d="M{x0} {y0}H{x1}"/>')
     parts.append(f'<text x="{(x0 + x1) / 2:.0f}" y="{height - 6}" class="middle">{escape(panel.xlabel)}</text>')
     for name, level in found.levels.items():
-        _, y = point(left, level).split(",")
+        y = down(level)
         parts.append(f'<path class="level" d="M{x0} {y}H{x1}"/>')
         parts.append(f'<text x="{x1}" y="{y}" dy="-4" class="end">{escape(name)} {level:g}</text>')
     for line in panel.lines:
         colour = f"c{line.place % COLOURS}"
-        if line.mean is not None and line.mean.low is not None and line.mean.high is not None:
-            edge = path(line.mean.x, line.mean.low), path(line.mean.x[::-1], line.mean.high[::-1])
-            parts.append(f'<polygon class="band {colour}" points="{edge[0]} {edge[1]}"/>')
+        if line.mean is not None and line.mean.ends is not None:
+            low, high = line.mean.ends
+            edge = f"{path(line.mean.x, low)} {path(line.mean.x[::-1], high[::-1])}"
+            parts.append(f'<polygon class="band {colour}" points="{edge}"/>')
         if len(line.runs) > 1:
             parts += [f'<polyline class="seed {colour}" points="{path(*run)}"/>' for run in line.runs if len(run.x)]
         if line.mean is not None:

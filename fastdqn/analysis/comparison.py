@@ -22,14 +22,9 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
         source: what their scores are, see `final_score`.
         reach: score whose time is looked for, or None.
     """
-    groups = group_by(histories, group)
     by_game = {
-        game: {
-            label: [one for one in members if one.game == game]
-            for label, members in groups.items()
-            if any(one.game == game for one in members)
-        }
-        for game in dict.fromkeys(history.game for history in histories)
+        game: group_by([one for one in histories if one.game == game], group)
+        for game in dict.fromkeys(one.game for one in histories)
     }
     notes = []
     for game, some in by_game.items():
@@ -43,7 +38,7 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
         for game, some in by_game.items()
         for label, members in some.items()
     ]
-    overall = aggregate(rows, list(groups))
+    overall = aggregate(rows)
     notes += [note for game in by_game for note in verdicts(game, [row for row in rows if row["game"] == game])]
     notes += verdicts("all games", overall)
     notes += [note for game, some in by_game.items() for note in doubts(game, some, group)]
@@ -117,7 +112,7 @@ def estimate(scores_by_game: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def aggregate(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
+def aggregate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Human-normalised scores over the games that every group has played and that have a human score; from two on."""
     scores = {
         (row["group"], row["game"]): np.array(
@@ -126,9 +121,8 @@ def aggregate(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dic
         for row in rows
         if row["human_normalized"] is not None
     }
-    games = [
-        game for game in dict.fromkeys(row["game"] for row in rows) if all((group, game) in scores for group in groups)
-    ]
+    groups, games = (dict.fromkeys(row[name] for row in rows) for name in ("group", "game"))
+    games = [game for game in games if all((group, game) in scores for group in groups)]
     if len(games) < 2:
         return []
     return [

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-from fastdqn.analysis.charts import Panel, legend_levels, limits, short
+from fastdqn.analysis.charts import Panel, legend_levels, limits
+from fastdqn.units import short
 
 # Okabe & Ito's palette, told apart with any colour vision
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#4d4d4d")
@@ -21,10 +22,11 @@ def draw(panels: Sequence[Panel], *, footnote: str) -> Figure:
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(7.0 if columns == 1 else 5.0 * columns, 4.2 * rows), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     for index, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, columns, index + 1), panel)
     figure.supxlabel(footnote, fontsize=7, color="#555555")
+    for text in figure.findobj(Text):  # a preset may be called $\frac$
+        text.set_parse_math(False)
     return figure
 
 
@@ -57,8 +59,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         if line.mean is None:
             continue
         axes.plot(line.mean.x, line.mean.mean, color=colour, linewidth=2, label=line.label)
-        if line.mean.low is not None and line.mean.high is not None:
-            axes.fill_between(line.mean.x, line.mean.low, line.mean.high, color=colour, alpha=0.18, linewidth=0)
+        if line.mean.ends is not None:
+            axes.fill_between(line.mean.x, *line.mean.ends, color=colour, alpha=0.18, linewidth=0)
     for (name, level), words in zip(panel.levels.items(), legend_levels(panel, found), strict=True):
         # a level outside the axes draws nothing but keeps its entry in the legend
         style = "--" if name.startswith("random") else ":"

@@ -20,7 +20,7 @@ from fastdqn.units import cores
 
 X_LABELS = {"frames": "emulator frames", "steps": "env steps", "wall": "wall-clock minutes"}
 WINDOW = 100  # games in the mean that counts as a run's score
-NOT_SETTINGS = ("seed", *NOT_LEARNING)  # of what groups of runs are compared by
+NOT_SETTINGS = ("seed", *NOT_LEARNING)  # fields in which the runs of a group may differ
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class History:
     @property
     def frames(self) -> int:
         """Emulator frames so far."""
-        logged = [row["frames"] for row in self.rows[-1:]] + [self.status.get("frames", 0)]
-        return max(*logged, *(self.games.env_steps[-1:] * self.config.action_repeat).tolist(), 0)
+        known = [0, self.status.get("frames", 0)]
+        known += [row["frames"] for row in self.rows[-1:]]
+        known += [steps * self.config.action_repeat for steps in self.games.env_steps[-1:].tolist()]
+        return max(known)
 
     @property
     def seconds(self) -> float:
@@ -144,19 +146,13 @@ def score_curve(history: History, axis: str, window: int = WINDOW) -> Curve:
     return Curve(_along(history, axis), trailing_mean(history.games.score, window))
 
 
-def every_game(history: History, axis: str) -> Curve:
-    """Each game's score along frames, steps or wall."""
-    return Curve(_along(history, axis), history.games.score)
-
-
-def metric_curve(history: History, tag: str, axis: str, window: int = 1) -> Curve:
+def metric_curve(history: History, tag: str, axis: str, window: int) -> Curve:
     """A tag of metrics.jsonl along frames, steps or wall, as the mean of its last `window` log rows."""
     rows = [row for row in history.rows if row.get(tag) is not None]
     column = {"frames": "frames", "steps": "global_step", "wall": "wall_seconds"}[axis]
     x = np.array([row[column] for row in rows], np.float64)
     y = np.array([row[tag] for row in rows], np.float64)
-    known = np.isfinite(y)
-    return Curve((x / 60 if axis == "wall" else x)[known], trailing_mean(y[known], window))
+    return Curve(x / 60 if axis == "wall" else x, trailing_mean(y, window))
 
 
 def metric_tag(histories: Sequence[History], name: str) -> str:
@@ -199,7 +195,7 @@ def time_to_reach(history: History, score: float) -> tuple[int, float] | None:
     index = first_reached(history.games.score, score, WINDOW)
     if index is None:
         return None
-    return int(_along(history, "frames")[index]), float(_along(history, "wall")[index] * 60)
+    return int(_along(history, "frames")[index]), float(history.games.seconds[index])
 
 
 def _along(history: History, axis: str) -> np.ndarray:

@@ -1,7 +1,8 @@
 """What games and runs say together: pure functions over scores and curves, NumPy only.
 
 S: seeds of a group, G: finished games of a run, R: resamples, P: points of a common x axis.
-Definitions follow Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (rliable).
+The same scores give the same intervals. Definitions follow Agarwal et al. 2021, "Deep reinforcement learning at the edge
+of the statistical precipice" (rliable).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +23,11 @@ class Curve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """A group's mean along x; of one seed there is no interval."""
+    """A group's mean along x, and the interval around it; of one seed there is none."""
 
     x: np.ndarray  # float64 [P]
     mean: np.ndarray  # float64 [P]
-    low: np.ndarray | None  # float64 [P], 2.5 % of the bootstrapped means
-    high: np.ndarray | None  # float64 [P], 97.5 %
+    ends: np.ndarray | None  # float64 [2, P], 2.5 and 97.5 % of the bootstrapped means
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -55,14 +55,14 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return np.sort(scores, axis=-1)[..., cut : count - cut].mean(axis=-1)
 
 
-def bootstrap_interval(scores: np.ndarray, same: Sequence[bytes] = (), *, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(scores: np.ndarray, same: Sequence[bytes] = ()) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean over these episodes (of one trained agent, not over seeds).
 
     Args:
         same: a fingerprint of each episode. Equal ones were one game and are drawn together: played ten times, a game is
             no ten games.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     _, group = np.unique(np.array(same), return_inverse=True) if same else (None, np.arange(len(scores)))
     sums_G, counts_G = np.bincount(group, scores), np.bincount(group)
     means, rows = [], max(1, DRAWS_AT_ONCE // len(sums_G))
@@ -74,16 +74,15 @@ def bootstrap_interval(scores: np.ndarray, same: Sequence[bytes] = (), *, seed: 
 
 
 def stratified_bootstrap(
-    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
     """95 % percentile interval of a statistic over seeds, which are resampled within each game.
 
     Args:
         strata: for each game the scores of its seeds, float64 [S]; games may have different numbers of seeds.
         statistic: reduces the last axis, float64 [R, all seeds of all games] -> float64 [R].
-        seed: of the resampling; the same scores give the same interval.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = [generator.choice(scores, size=(RESAMPLES, len(scores))) for scores in strata]
     low, high = np.percentile(statistic(np.concatenate(drawn, axis=1)), [2.5, 97.5])
     return float(low), float(high)
@@ -97,14 +96,14 @@ def on_axis(curve: Curve, points: int) -> Curve:
     return Curve(x, np.interp(x, curve.x, curve.y))
 
 
-def mean_curve(curves: Sequence[Curve], *, points: int = 200, seed: int = 0) -> Band | None:
+def mean_curve(curves: Sequence[Curve], *, points: int = 200) -> Band | None:
     """The mean over seeds and its 95 % percentile bootstrap interval, where every seed has values.
 
     Further out the mean would jump as seeds drop out of it. None: there is no x at which all have values.
     """
     if len(curves) == 1 and len(curves[0].x):
         x, mean = on_axis(curves[0], points)
-        return Band(x, mean, None, None)
+        return Band(x, mean, None)
     if not curves or not all(len(curve.x) for curve in curves):
         return None
     start, stop = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
@@ -114,6 +113,5 @@ def mean_curve(curves: Sequence[Curve], *, points: int = 200, seed: int = 0) -> 
     y_SP = np.stack([np.interp(x, curve.x, curve.y) for curve in curves])
     count = len(curves)
     # how often each seed was drawn, instead of which seeds: one matrix product serves every point
-    share_RS = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=BAND_RESAMPLES) / count
-    low, high = np.percentile(share_RS @ y_SP, [2.5, 97.5], axis=0)
-    return Band(x, y_SP.mean(axis=0), low, high)
+    share_RS = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BAND_RESAMPLES) / count
+    return Band(x, y_SP.mean(axis=0), np.percentile(share_RS @ y_SP, [2.5, 97.5], axis=0))

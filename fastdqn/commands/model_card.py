@@ -41,7 +41,7 @@ def text(
 ## Training
 
 * Algorithm: {config.algorithm}; preset {config.preset}, seed {config.seed}. All settings: `config.toml` of the run.
-* Command: `{_read(run / "command.txt")}`
+* Command: `{runs.command(run) or "unknown"}`
 * {machine(runs.environment(run))}
 
 ## Check
@@ -148,7 +148,3 @@ def machine(environment: dict[str, Any]) -> str:
         f"{environment.get('cpu', 'unknown processor')}, {cores(environment.get('cores', '?'))}{gpu}; {versions}; "
         f"commit {environment.get('commit') or 'unknown'}."
     )
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() if path.exists() else "unknown"

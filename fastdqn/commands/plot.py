@@ -94,7 +94,7 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
         ylabel=ylabel,
         lines=lines,
         levels=history.levels(histories[0].game) if flags.metric == "score" else {},
-        dots=None if alone is None else history.every_game(alone, flags.x),
+        dots=None if alone is None else history.score_curve(alone, flags.x, 1),
     )
 
 
@@ -122,13 +122,12 @@ def newest(line: Line) -> dict[str, Any]:
     mean = line.mean
     if mean is None:
         return {"label": line.label, "seeds": line.seeds, "x": None, "mean": None, "ci95": None}
-    interval = None if mean.low is None or mean.high is None else [float(mean.low[-1]), float(mean.high[-1])]
     return {
         "label": line.label,
         "seeds": line.seeds,
         "x": float(mean.x[-1]),
         "mean": float(mean.mean[-1]),
-        "ci95": interval,
+        "ci95": None if mean.ends is None else mean.ends[:, -1].tolist(),
     }
 
 

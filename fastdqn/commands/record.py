@@ -2,7 +2,6 @@
 
 import importlib.util
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import tyro
 
 from fastdqn import runs
 from fastdqn.commands import AgentFlags, emit
-from fastdqn.errors import UsageError
+from fastdqn.errors import RunError, UsageError
 from fastdqn.machine.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -60,14 +59,14 @@ def main(flags: Flags) -> int:
         rollout = Rollout(run, num_envs=rows * columns, episodes=flags.episodes, **flags.playing)
         with closing(rollout):
             out = Path(flags.out) if flags.out else default_out(rollout)
-            scenes = until_stopped(rollout, seconds_of(flags), stop)
+            is_gif = out.suffix.lower() == ".gif"
+            seconds = GIF_SECONDS if is_gif and flags.max_seconds is None else flags.max_seconds
+            pictures = draw(until_stopped(rollout, seconds, stop), columns, flags.scale, overlay=flags.overlay)
             try:
-                width, height = write(
-                    out, draw(scenes, columns, flags.scale, overlay=flags.overlay), rollout.steps_per_second
-                )
+                out.parent.mkdir(exist_ok=True)
+                width, height = write(out, pictures, rollout.steps_per_second)
             except OSError as error:
-                print(f"error: {out}: not written ({error.strerror or error})", file=sys.stderr)
-                return 1
+                raise RunError(f"{out}: not written ({error.strerror or error})") from None
     played = len(rollout.tally.games)
     figures = {
         "out": str(out),
@@ -114,17 +113,10 @@ def check(flags: Flags) -> None:
         raise UsageError(f"max_seconds={flags.max_seconds:g}: give at most {longest:g} for {suffix}, more than 0")
 
 
-def seconds_of(flags: Flags) -> float | None:
-    """How long the video may be; None: as long as the games."""
-    is_gif = Path(flags.out).suffix.lower() == ".gif"
-    return GIF_SECONDS if is_gif and flags.max_seconds is None else flags.max_seconds
-
-
 def default_out(rollout: "Rollout") -> Path:
     """An mp4 in the run's videos/, named after the game, the agent's age and the seed."""
-    folder = rollout.run / "videos"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{rollout.env}__{rollout.trained_frames}__{rollout.protocol}__s{rollout.seed}.mp4"
+    name = f"{rollout.env}__{rollout.trained_frames}__{rollout.protocol}__s{rollout.seed}.mp4"
+    return rollout.run / "videos" / name
 
 
 def until_stopped(rollout: "Rollout", seconds: float | None, stop: StopRequest) -> Iterator["Scene"]:

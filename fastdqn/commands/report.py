@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from fastdqn import runs
 from fastdqn.analysis import page
 from fastdqn.analysis.charts import Line, Panel, legend_levels, limits, svg_chart
 from fastdqn.analysis.history import NOT_SETTINGS, History, final_score, levels, load, metric_curve, score_curve
@@ -62,7 +63,6 @@ def main(flags: Flags) -> int:
 def html(history: History) -> str:
     """The page. Reads a run that is still being written too; what is not there yet is left out or said."""
     config, place = history.config, history.environment
-    command = history.path / "command.txt"
     repeat = config.action_repeat
     frames = f"frames are emulator frames, {repeat} per env step" if repeat > 1 else "a frame is an env step"
     return page.document(
@@ -78,7 +78,7 @@ def html(history: History) -> str:
             page.section(
                 "Hardware and versions",
                 page.table([], [[key, or_dash(value, str)] for key, value in place.items()]),
-                page.code(command.read_text(encoding="utf-8").strip()) if command.exists() else "",
+                page.code(command) if (command := runs.command(history.path)) else "",
             ),
         ],
         f"Written by fastdqn report, {time.strftime('%Y-%m-%d %H:%M %z')}. Scores are unclipped; {frames}.",
@@ -125,7 +125,9 @@ def time_spent(history: History) -> str:
     """The phases of the loop as shares of its time so far."""
     row = history.rows[-1] if history.rows else {}
     shares = {
-        tag.removeprefix("perf/").removesuffix("_frac"): value for tag, value in row.items() if tag.endswith("_frac")
+        tag.removeprefix("perf/").removesuffix("_frac"): value
+        for tag, value in row.items()
+        if tag.endswith("_frac") and value is not None
     }
     return page.bar(shares, PHASES) if shares else page.paragraph("Nothing logged yet.")
 
@@ -152,7 +154,9 @@ def video(history: History) -> str:
     """The newest video that is small enough, and what was left out."""
     folder = history.path / "videos"
     found = [path for path in folder.glob("*") if path.suffix in page.MEDIA and not path.name.startswith(".")]
-    found = sorted((path for path in found if path.stat().st_size), key=lambda path: path.stat().st_mtime)
+    found = sorted(
+        (path for path in found if path.is_file() and path.stat().st_size), key=lambda path: path.stat().st_mtime
+    )
     if not found:
         return page.paragraph(f"None yet: fastdqn record {history.path} makes one.")
     large = [path for path in found if path.stat().st_size > VIDEO_LIMIT_BYTES]

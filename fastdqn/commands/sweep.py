@@ -14,7 +14,7 @@ from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.commands.compare import table, text
-from fastdqn.config import NOT_LEARNING, Config, load_preset
+from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.sweeps.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
@@ -72,29 +72,32 @@ def main(flags: Flags) -> int:
             raise UsageError(f"{name}={getattr(flags, name)}: give a number from {low} to {high:,}")
     configs = trial_configs(flags)
     share = shares(len(configs), cores, gpus, flags)
-    trials = [trial(config, share, flags) for config in configs]
+    trials = [trial(config, preset, share, flags) for config, preset in configs]
     if flags.dry_run:
         emit(plan_text(trials, share), plan(trials, share), as_json=flags.json)
         return 0
-    queue = [scale.Progress(one, ended="finished" if due(one) == "nothing" else "") for one in trials]
+    queue = [
+        scale.Progress(one, config.total_frames, ended="finished" if due(one) == "nothing" else "")
+        for one, (config, _) in zip(trials, configs, strict=True)
+    ]
     stream = sys.stderr if flags.json else sys.stdout
     code = 0
     if left := [progress for progress in queue if not progress.ended]:
-        totals = {one.name: config.total_frames for one, config in zip(trials, configs, strict=True)}
-        board = scale.Board(flags.ui, stream, totals)
+        board = scale.Board(flags.ui, stream)
         mark = folder(flags) / f".sweep-{os.getpid()}"
-        try:
-            with scale.connected(flags.address, cpus=cores, gpus=gpus) as ray:
-                board.say(f"{len(left)} of {len(queue)} trials to run in {folder(flags)}, {share_text(share)}")
+        with scale.connected(flags.address, cpus=cores, gpus=gpus) as ray:
+            board.say(f"{len(left)} of {len(queue)} trials to run in {folder(flags)}, {share_text(share)}")
+            try:
                 folder(flags).mkdir(parents=True, exist_ok=True)
                 mark.touch()
+            except OSError as error:
+                raise UsageError(f"out={flags.out}: {error.strerror}; name a folder that can be written") from None
+            try:
                 code = scale.run_all(
                     ray, left, mark=mark, cpus=share.cpus, gpus=share.gpus, retries=flags.retries, board=board
                 )
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from None
-        finally:
-            mark.unlink(missing_ok=True)
+            finally:
+                mark.unlink(missing_ok=True)
     report(queue, code, flags)
     return code
 
@@ -112,8 +115,8 @@ def folder(flags: Flags) -> Path:
     return Path(flags.out).absolute()
 
 
-def trial_configs(flags: Flags) -> list[Config]:
-    """The config of each trial, as `train` would resolve it, in the order games, presets, seeds.
+def trial_configs(flags: Flags) -> list[tuple[Config, str]]:
+    """The config of each trial, as `train` would resolve it, and its --preset, in the order games, presets, seeds.
 
     Raises:
         UsageError: an unknown name, a value that cannot work, a flag that the sweep sets, or two trials of one name.
@@ -123,20 +126,20 @@ def trial_configs(flags: Flags) -> list[Config]:
         if flag in RESERVED:
             raise UsageError(f"{flag} behind --: the sweep sets it for each trial; use {RESERVED[flag]} before the --")
     envs = [game for name in split(flags.envs, "envs") for game in GAME_SETS.get(name.lower(), [name])]
-    base = [
-        train_config(["--preset", preset, *flags.train], prog="fastdqn train")
-        for preset in split(flags.presets, "presets")
-    ]
-    found: dict[Path, Config] = {}
+    presets = split(flags.presets, "presets")
+    # a file by its whole path, for a trial may run elsewhere
+    presets = [str(Path(name).absolute()) if name.endswith(".toml") else name for name in presets]
+    base = [(train_config(["--preset", preset, *flags.train], prog="fastdqn train"), preset) for preset in presets]
+    found: dict[Path, tuple[Config, str]] = {}
     for env in envs:
-        for config in base:
+        for config, preset in base:
             for seed in range(1, flags.seeds + 1):
                 here = replace(config, env=env, seed=seed)
                 path = folder(flags) / f"{here.name.game}__{here.preset}__s{seed}"
                 if path in found:
                     raise UsageError(f"envs={flags.envs}: two trials would be {path.name}; give them an --out each")
                 here.resolved()  # refuses before anything has started
-                found[path] = replace(here, run_dir=str(path), ui="plain")
+                found[path] = replace(here, run_dir=str(path), ui="plain"), preset
     return list(found.values())
 
 
@@ -145,12 +148,6 @@ def split(text: str, field: str) -> list[str]:
     if not names:
         raise UsageError(f"{field}={text}: names none; give one or more, with commas")
     return names
-
-
-def preset_word(config: Config, flags: Flags) -> str:
-    """How the sweep's words name the preset of this trial; a file by its whole path, for a trial may run elsewhere."""
-    word = next(word for word in split(flags.presets, "presets") if load_preset(word).preset == config.preset)
-    return str(Path(word).absolute()) if word.endswith(".toml") else word
 
 
 def shares(trials: int, cores: int, gpus: int, flags: Flags) -> Share:
@@ -183,7 +180,7 @@ def shares(trials: int, cores: int, gpus: int, flags: Flags) -> Share:
     return Share(cpus or cores // at_once, wanted, at_once)
 
 
-def trial(config: Config, share: Share, flags: Flags) -> Trial:
+def trial(config: Config, preset: str, share: Share, flags: Flags) -> Trial:
     """The command of a trial: what the user said, and what fits its share where the user said nothing.
 
     Raises:
@@ -192,7 +189,7 @@ def trial(config: Config, share: Share, flags: Flags) -> Trial:
     from fastdqn.machine import hardware
 
     command = [
-        "train", "--env", config.env, "--preset", preset_word(config, flags), "--seed", str(config.seed),
+        "train", "--env", config.env, "--preset", preset, "--seed", str(config.seed),
         "--run-dir", config.run_dir, "--ui", "plain", *flags.train,
     ]  # fmt: skip
     device = ("cuda" if share.gpus else "cpu") if config.device == "auto" else config.device

@@ -54,6 +54,12 @@ def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def use_tf32(on: bool) -> None:
+    """Whether CUDA's float32 products and convolutions round their factors to 11 bits. Torch's convolutions do by default."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
 def cpu_name() -> str:
     """The processor's own name for itself, with the marks of the instruction sets that matter here."""
     name = _cpuinfo("model name") or platform.processor() or platform.machine()

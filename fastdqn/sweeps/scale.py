@@ -19,6 +19,7 @@ from rich.table import Table
 
 from fastdqn import runs
 from fastdqn.dashboard import Display
+from fastdqn.errors import UsageError
 from fastdqn.machine.signals import StopRequest
 from fastdqn.sweeps import trials
 from fastdqn.sweeps.trials import Ending, Trial
@@ -33,6 +34,7 @@ class Progress:
     """A trial as the sweep sees it."""
 
     trial: Trial
+    total_frames: int
     tries: int = 0
     ended: str = ""  # "finished", "failed" or "interrupted" once it has; the folder says what it does until then
     why: str = ""  # how the last try went wrong
@@ -43,7 +45,10 @@ class Progress:
         status = runs.status(self.trial.folder)
         state = "waiting" if status == self.before else status.get("state", "starting")
         figures = {key: status.get(key) for key in ("frames", "frames_per_second", "score_mean_100", "node")}
-        return {"trial": self.trial.name, "state": self.ended or state, "tries": self.tries, **figures, "why": self.why}
+        return {
+            "trial": self.trial.name, "state": self.ended or state, "tries": self.tries,
+            "total_frames": self.total_frames, **figures, "why": self.why,
+        }  # fmt: skip
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
     """The module ray, connected to the cluster at `address`, or, where that is empty, to one on this machine alone.
 
     Raises:
-        ValueError: Ray is not installed, or no cluster answers.
+        UsageError: Ray is not installed, or no cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     here = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -62,11 +67,11 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
         ray = import_module("ray")
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else here))
     except ImportError:
-        raise ValueError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
+        raise UsageError("sweep: Ray is not installed; pip install 'fastdqn[scale]'") from None
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "see that it runs (ray start --head) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are its own"
-        raise ValueError(f"address={address or 'local'}: Ray does not answer ({reason}); {remedy}") from error
+        raise UsageError(f"address={address or 'local'}: Ray does not answer ({reason}); {remedy}") from error
     try:
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout may have to end in JSON alone
             yield ray
@@ -132,47 +137,45 @@ def result(ray: Any, reference: Any) -> Ending:
 class Board(Display):
     """Shows all trials: a live table on a terminal, else a line for each change and now and then one for who runs.
 
-    Args:
-        mode, stream: see `Display`.
-        totals: frames of each trial, by name.
+    The arguments are those of `Display`.
     """
 
-    def __init__(self, mode: str, stream: TextIO, totals: dict[str, int]) -> None:
+    def __init__(self, mode: str, stream: TextIO) -> None:
         super().__init__(mode, stream, live_seconds=1.0, plain_seconds=60.0)
-        self._totals, self._states = totals, {}
+        self._states: dict[str, str] = {}
         self._started = time.monotonic()
 
     def update(self, rows: Sequence[dict[str, Any]]) -> None:
         """Draws, if the last drawing is long enough ago; a change of state is a line at once."""
         due = self.due()
         if self.mode == "live" and due:
-            self.draw(table(rows, self._totals))
+            self.draw(table(rows))
         if self.mode == "plain":
             for row in rows:
                 if self._states.get(row["trial"], "waiting") != row["state"] or (due and row["state"] == "running"):
-                    self.say(f"[{clock(time.monotonic() - self._started)}] {line(row, self._totals[row['trial']])}")
+                    self.say(f"[{clock(time.monotonic() - self._started)}] {line(row)}")
         self._states = {row["trial"]: row["state"] for row in rows}
 
 
-def cells(row: dict[str, Any], total: int) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     """Frames, frames per second, score and node, in words."""
     fps = row["frames_per_second"] if row["state"] in ("running", "finished") else None
     return [
-        f"{count(row['frames'] or 0)}/{count(total)}",
+        f"{count(row['frames'] or 0)}/{count(row['total_frames'])}",
         or_dash(fps, count),
         or_dash(row["score_mean_100"], ".2f"),
         row["node"] or "-",
     ]
 
 
-def line(row: dict[str, Any], total: int) -> str:
+def line(row: dict[str, Any]) -> str:
     """`Pong__fast__s1 running frames=1.20M/40.0M fps=9.1k score100=-20.31 node=a`"""
     names = ("frames", "fps", "score100", "node")
-    figures = " ".join(f"{name}={cell}" for name, cell in zip(names, cells(row, total), strict=True))
+    figures = " ".join(f"{name}={cell}" for name, cell in zip(names, cells(row), strict=True))
     return f"{row['trial']} {row['state']} {figures}"
 
 
-def table(rows: Sequence[dict[str, Any]], totals: dict[str, int]) -> Table:
+def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The live view: who runs first, so that a small terminal cuts off what waits and what is done."""
     done = sum(row["state"] == "finished" for row in rows)
     drawn = Table(title=f"{done} of {len(rows)} trials finished", caption="score: mean of the last 100 games")
@@ -180,5 +183,5 @@ def table(rows: Sequence[dict[str, Any]], totals: dict[str, int]) -> Table:
         drawn.add_column(name, justify="right" if name in ("frames", "frames/s", "score") else "left", no_wrap=True)
     for row in sorted(rows, key=lambda row: ORDER.index(row["state"])):
         state = row["state"] + (f", try {row['tries']}" if row["tries"] > 1 else "")
-        drawn.add_row(row["trial"], state, *cells(row, totals[row["trial"]]))
+        drawn.add_row(row["trial"], state, *cells(row))
     return drawn

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastdqn import runs
-from fastdqn.run_folder import RunFolder
+from fastdqn.run_folder import RunFolder, in_use
 
 LOG = "train.log"  # in the run's folder: what training printed, of all tries
 LOCK_SECONDS = 30.0  # how long the process of a worker that died may take to save and let go of the folder
@@ -112,7 +112,7 @@ def _claim(trial: Trial) -> None:
     """Waits for the folder's last process, sets a folder aside that has logs but no checkpoint, and writes a status.
 
     Raises:
-        ValueError: the folder is still in use.
+        ValueError: the folder is still in use, or no place for a run.
     """
     folder = _opened(trial.folder)
     if due(trial) == "train" and (trial.folder / "config.toml").exists():
@@ -126,13 +126,9 @@ def _claim(trial: Trial) -> None:
 
 def _opened(path: Path) -> RunFolder:
     deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return RunFolder(path, resumed=True)
-        except ValueError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    while in_use(path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return RunFolder(path, resumed=True)
 
 
 def _why(code: int, log: str, node: str, path: Path) -> str:
