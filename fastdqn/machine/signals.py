@@ -104,4 +104,5 @@ class StopRequest:
 
 def _handle(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():  # amid this a second signal may come, and do the same
-        signal.signal(number, handler)
+        if handler is not None:  # one that was not set from Python cannot be set again
+            signal.signal(number, handler)
