@@ -32,7 +32,7 @@ class Pipeline:
     Args:
         fire_action: pressed on the step after a lost life; None: never. Without it a policy that does not press FIRE
             stands still to the step cap.
-        preprocess: turns staged screens into the ring's, on the device; None: they are the ring's already.
+        preprocess: turns staged screens into the ring's, on the device.
         act_threads, learn_threads: torch threads on the CPU, of choosing actions and of an update.
         ranks: with whom gradients are averaged.
         capture: on CUDA, whether the parts are graphs.
@@ -49,7 +49,7 @@ class Pipeline:
         *,
         batch_size: int,
         fire_action: int | None,
-        preprocess: Callable[[Tensor], Tensor] | None,
+        preprocess: Callable[[Tensor], Tensor],
         act_threads: int,
         learn_threads: int,
         ranks: Ranks,
@@ -129,8 +129,8 @@ class Pipeline:
 
     def _append_and_act_once(self) -> None:
         rows = self._staging.rows
-        env_id, obs = rows["env_id"], rows["obs"]
-        self._ring.append(**{**rows, "obs": obs if self._preprocess is None else self._preprocess(obs)})
+        env_id = rows["env_id"]
+        self._ring.append(**{**rows, "obs": self._preprocess(rows["obs"])})
         action = self._learner.act(self._ring.latest(env_id))
         if self._fire_action is not None:
             action = torch.where(rows["life_lost"], self._fire_action, action)

@@ -8,6 +8,7 @@ from fastdqn.envs import EnvStep, VectorEnv
 from fastdqn.exploration import epsilon_greedy
 from fastdqn.replay import ReplayRing
 from fastdqn.screens import Screen
+from fastdqn.staging import Staging
 
 
 class Player:
@@ -49,8 +50,10 @@ class Player:
             seed=seed,
             device=device,
         )
-        self._network, self._device = network, device
-        self._preprocess = screen.preprocess
+        self._network, self._preprocess = network, screen.preprocess
+        self._staging = Staging(
+            group_size=envs.num_envs, obs_shape=envs.obs_shape, obs_dtype=screen.dtype, device=device
+        )
         self._key, self._epsilon = rng.role_key(seed, "eval explore"), torch.tensor(epsilon, device=device)
         self._counter = torch.zeros((), dtype=torch.int64, device=device)
         self._fire = envs.fire_action if fire_after_life_loss else None
@@ -58,18 +61,12 @@ class Player:
     @torch.no_grad()
     def act(self, step: EnvStep) -> tuple[np.ndarray, torch.Tensor]:
         """The actions for a group of rows, int32 [B], and the Q-values behind them, float32 [B, A] on the device."""
-        env_id, life_lost = (
-            torch.from_numpy(array).to(self._device) for array in (step.env_id.astype(np.int64), step.life_lost)
-        )
-        obs, reward, terminated, done = (
-            torch.from_numpy(array).to(self._device) for array in (step.obs, step.reward, step.terminated, step.done)
-        )
-        if self._preprocess is not None:
-            obs = self._preprocess(obs)
-        self._ring.append(env_id, obs, reward, terminated, done, life_lost)
-        q_values = self._network(self._ring.latest(env_id))
+        self._staging.put(step)
+        rows = self._staging.rows
+        self._ring.append(**{**rows, "obs": self._preprocess(rows["obs"])})
+        q_values = self._network(self._ring.latest(rows["env_id"]))
         action = epsilon_greedy(q_values, self._epsilon, self._key, self._counter)
         self._counter += 1
         if self._fire is not None:
-            action = torch.where(life_lost, self._fire, action)
+            action = torch.where(rows["life_lost"], self._fire, action)
         return action.to("cpu", torch.int32).numpy(), q_values  # the one host sync of a step

@@ -29,7 +29,7 @@ class Screen(NamedTuple):
     seen_shape: tuple[int, ...]  # asked of the emulator: (H, W), in colour (3, H, W); or (D,)
     frame_shape: tuple[int, ...]  # of a row of the ring: (H, W) or (D,)
     dtype: torch.dtype = torch.uint8  # of both
-    preprocess: Callable[[Tensor], Tensor] | None = None  # on the device, from the first to the second
+    preprocess: Callable[[Tensor], Tensor] = lambda frame: frame  # on the device, from the first to the second
     on_device: str = ""  # that, in words
 
     def asked(self) -> dict[str, Any]:
