@@ -45,5 +45,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
         f"{', ' + parts.screen.on_device if parts.screen.on_device else ''}",
     ]
-    warning = hardware.nvidia_without_cuda()
-    return lines + [f"note      {note}" for note in [*notes, *([warning] if warning else [])]]
+    more = [hardware.nvidia_without_cuda()]
+    if device.type == "cpu" and config.preset == "fast" and config.replay_ratio == Config.replay_ratio:
+        more.append("preset fast is made for a GPU; on a CPU --preset cpu learns sooner")
+    return lines + [f"note      {note}" for note in [*notes, *filter(None, more)]]

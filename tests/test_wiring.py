@@ -336,3 +336,12 @@ def test_a_games_seconds_are_of_the_loop_as_the_runs_are(tmp_path: Path) -> None
             step_group(run)
     seconds = runs.games(tmp_path / "run").seconds
     assert 50.0 <= seconds.min() <= seconds.max() <= run.progress.wall_seconds
+
+
+@pytest.mark.parametrize(("changes", "told"), [({}, True), ({"preset": "cpu"}, False), ({"replay_ratio": 2.0}, False)])
+def test_who_trains_the_default_on_a_cpu_is_told_of_the_preset_for_it(
+    changes: dict[str, Any], told: bool, tmp_path: Path
+) -> None:
+    run = Run(replace(BREAKOUT, device="cpu", run_dir=str(tmp_path / "run"), **changes), ["test"])
+    run.envs.close()
+    assert any("--preset cpu" in line for line in run.plan) == told
