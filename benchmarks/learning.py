@@ -1,8 +1,10 @@
-"""Learning results: what finished runs reached, kept as JSON and a picture, and the README's table made of them.
+"""Learning results: what finished runs reached, kept as JSON and a picture, and the tables made of them.
 
     python -m benchmarks.learning add NAME RUN... [--protocol nature]    one row, its seeds together
-    python -m benchmarks.learning table            writes the table between the README's two marks
-    python -m benchmarks.learning table --check    exit code 1 where the README says something else
+    python -m benchmarks.learning table            writes the table between the two marks of each page
+    python -m benchmarks.learning table --check    exit code 1 where a page says something else
+
+The README has what presets reach as they are now, `benchmarks/results/learning/README.md` what other settings reached.
 
 A row holds what the run folders say and nothing else: command, commit, hardware, status and the evaluation of each run's
 last agent, by one protocol. So a number without its run's summary cannot get into the table. Runs that differ in more than
@@ -13,6 +15,8 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,22 @@ from typing import Any
 from benchmarks.publish import arguments
 from fastdqn import atari, cli, runs
 from fastdqn.arguments import train_config
-from fastdqn.config import NOT_LEARNING, Config, load_preset
+from fastdqn.config import NOT_LEARNING, Config, load_preset, preset_names
+from fastdqn.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
 MARKS = "<!-- learning results: python -m benchmarks.learning table -->", "<!-- end -->"
-HEAD = ["", "task", "preset", "training, last 100 games", "evaluation, 100 games", "frames", "games", "minutes"]
+HEAD = [
+    "task",
+    "preset",
+    "random play",
+    "training, last 100 games",
+    "evaluation, 100 games",
+    "frames",
+    "games",
+    "minutes",
+]
 # beside another program on the same cores, or on fewer of them, time says little; such rows name it in `note`
 FIGURES = ("seed", "frames", "env_steps", "updates", "episodes", "score_mean_100", "wall_seconds", "compile_seconds")
 EVALUATION = (
@@ -110,14 +124,16 @@ def public(words: list[str]) -> list[str]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """The row of the README's table."""
+    """The row of a page's table."""
     found = row["runs"]
     evaluated = [run["evaluation"] for run in found if run["evaluation"]]
     cells = [
         row["task"],
-        f"`{row['preset']}`{changes(row)}",
-        scores([run["score_mean_100"] for run in found]) + random_play(row["task"]),
-        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated]) + remarks(evaluated),
+        called(row),
+        random_play(row["task"]),
+        scores([run["score_mean_100"] for run in found]),
+        scores([one["score_mean"] for one in evaluated], [one["score_ci95"] for one in evaluated])
+        + remarks(evaluated, "nature" if atari.parse_env(row["task"]).is_atari else "run"),
         span([run["frames"] for run in found], 1e6) + "M",
         span([run["episodes"] for run in found], 1),
         span([run["wall_seconds"] / 60 for run in found], 1),
@@ -130,16 +146,31 @@ def settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in asdict(config.resolved(loaded=True)[0]).items() if name not in ELSEWHERE}
 
 
-def changes(row: dict[str, Any]) -> str:
-    """In what the runs' settings differ from their preset's as it is now. Old rows lack some: their command has those."""
+def called(row: dict[str, Any]) -> str:
+    """The preset that a row's runs come nearest to, as it is now, the one they were begun with first; and what they changed."""
+    name, changed = min(changes(row).items(), key=lambda item: (len(item[1]), item[0] != row["preset"]))
+    return f"`{name}`" + "".join(
+        f", {field} {f'{value:,}' if type(value) is int else value}" for field, value in changed.items()
+    )
+
+
+def changes(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """In what the runs' settings differ from each preset's. Old rows lack some: their command has those."""
     asked = train_config(row["command"].split()[2:], prog="fastdqn train")
-    preset = settings(replace(load_preset(asked.preset), env=asked.env, num_envs=asked.num_envs))
     given = {**settings(asked), **row.get("settings", {})}
-    changed = {name: value for name, value in given.items() if value != preset.get(name)}
-    return "".join(f", {name} {f'{value:,}' if type(value) is int else value}" for name, value in changed.items())
+    found = {}
+    for name in preset_names():
+        with suppress(UsageError):  # a preset that cannot play this game
+            preset = settings(replace(load_preset(name), env=asked.env, num_envs=asked.num_envs))
+            found[name] = {field: value for field, value in given.items() if value != preset.get(field)}
+    return found
 
 
-def origin(name: str, row: dict[str, Any]) -> str:
+def as_shipped(row: dict[str, Any]) -> bool:
+    return {} in changes(row).values()
+
+
+def origin(name: str, row: dict[str, Any], link: str) -> str:
     """What was run for a row, on what, and what a reader has to know of it."""
     found, environment = row["runs"], row["environment"]
     seeds = f"{len(found)} runs, seeds {', '.join(str(run['seed']) for run in found)}" if len(found) > 1 else "1 run"
@@ -147,20 +178,18 @@ def origin(name: str, row: dict[str, Any]) -> str:
     note = f". {row['note']}" if row["note"] else ""
     return (
         f"`{row['command']}`, {seeds}, {where}, commit {environment['commit'][:7]}: "
-        f"[{name}.json](benchmarks/results/learning/{name}.json){note}"
+        f"[{name}.json]({link}{name}.json){note}"
     )
 
 
-def scores(means: list[float], intervals: list[list[float]] | None = None) -> str:
-    """The scores of all seeds; of a single one with its interval."""
+def scores(means: list[float], intervals: Sequence[Sequence[float]] | None = None) -> str:
+    """Of one run its mean, with its interval; of several their median, with the lowest and the highest."""
     if not means:
         return "not evaluated"
-    text = ", ".join(map(figure, means))
-    if intervals:
-        text += " (95 % " + ", ".join(f"{figure(low)} to {figure(high)}" for low, high in intervals) + ")"
     if len(means) > 1:
-        text += f"; median {figure(statistics.median(means))}"
-    return text
+        return f"{figure(statistics.median(means))} (median of {len(means)}, {span(means, 1)})"
+    interval = " to ".join(map(figure, intervals[0])) if intervals else ""
+    return figure(means[0]) + (f" (95 % {interval})" if interval else "")
 
 
 def figure(value: float) -> str:
@@ -168,9 +197,9 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
-def remarks(evaluations: list[dict[str, Any]]) -> str:
-    """Another protocol than the run's own, and how many games were distinct where some were the same game."""
-    text = "".join(f"; protocol {name}" for name in {one["protocol"]: 0 for one in evaluations} if name != "run")
+def remarks(evaluations: list[dict[str, Any]], usual: str) -> str:
+    """Another protocol than the usual one, and how many games were distinct where some were the same game."""
+    text = "".join(f"; protocol {name}" for name in {one["protocol"]: 0 for one in evaluations} if name != usual)
     if any(one["distinct_games"] < one["episodes"] for one in evaluations):
         text += f"; distinct games: {', '.join(str(one['distinct_games']) for one in evaluations)}"
     return text
@@ -178,7 +207,7 @@ def remarks(evaluations: list[dict[str, Any]]) -> str:
 
 def random_play(task: str) -> str:
     reference = atari.RANDOM_AND_HUMAN_SCORES.get(atari.parse_env(task).game)
-    return "" if reference is None else f" (random play {reference[0]:g})"
+    return "" if reference is None else f"{reference[0]:g}"
 
 
 def span(values: Any, unit: float) -> str:
@@ -186,24 +215,31 @@ def span(values: Any, unit: float) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def table(results: Path) -> str:
-    """Every row under `results`, by name, and below it where each comes from."""
-    rows = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    head = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |"]
+def table(rows: dict[str, dict[str, Any]], link: str) -> str:
+    """Rows by name, and below them where each comes from."""
+    head = ["|  | " + " | ".join(HEAD) + " |", "| --- " * (len(HEAD) + 1) + "|"]
     body = [f"| {number} | {line(row)} |" for number, row in enumerate(rows.values(), 1)]
-    origins = [f"{number}. {origin(name, row)}" for number, (name, row) in enumerate(rows.items(), 1)]
+    origins = [f"{number}. {origin(name, row, link)}" for number, (name, row) in enumerate(rows.items(), 1)]
     fold = "<details><summary>How each row was made: command, machine, commit, summary</summary>"
     return "\n".join([*head, *body, "", fold, "", *origins, "", "</details>"])
 
 
-def with_table(readme: str, results: Path) -> str:
-    """The README with the table between its marks."""
+def pages(results: Path) -> dict[Path, str]:
+    """Each page with its table between its marks: what presets reach as they are now, and the other settings."""
+    rows = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    shipped = {name: row for name, row in rows.items() if as_shipped(row)}
+    others = {name: row for name, row in rows.items() if name not in shipped}
+    parts = {ROOT / "README.md": (shipped, "benchmarks/results/learning/"), RESULTS / "README.md": (others, "")}
+    return {page: between_marks(page, table(some, link)) for page, (some, link) in parts.items()}
+
+
+def between_marks(page: Path, text: str) -> str:
     begin, end = MARKS
-    before, found, rest = readme.partition(begin)
+    before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"the README lacks {begin} or {end}")
-    return f"{before}{begin}\n{table(results)}\n{end}{after}"
+        raise SystemExit(f"{page.relative_to(ROOT)} lacks {begin} or {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main() -> int:
@@ -226,17 +262,14 @@ def main() -> int:
         (flags.out / f"{flags.name}.json").write_text(json.dumps(row, indent=2) + "\n")
         cli.main(["plot", *map(str, flags.runs), "--out", str(flags.out / f"{flags.name}.png")])
         return 0
-    readme = ROOT / "README.md"
-    written, expected = readme.read_text(), with_table(readme.read_text(), RESULTS)
-    if flags.check:
-        if written != expected:
-            print(
-                "the README's learning results are not those of benchmarks/results/learning: run the command without --check",
-                file=sys.stderr,
-            )
-        return int(written != expected)
-    readme.write_text(expected)
-    return 0
+    outdated = {page: text for page, text in pages(RESULTS).items() if page.read_text() != text}
+    for page, text in outdated.items():
+        if flags.check:
+            name = page.relative_to(ROOT)
+            print(f"{name} is not of benchmarks/results/learning: run the command without --check", file=sys.stderr)
+        else:
+            page.write_text(text)
+    return int(flags.check and bool(outdated))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,44 @@ from fastdqn.config import load_preset
 from fastdqn.trainer import train
 
 
-def test_the_readmes_table_is_the_one_of_the_kept_results() -> None:
-    readme = (learning.ROOT / "README.md").read_text()
-    assert readme == learning.with_table(readme, learning.RESULTS)
-    changed = readme.replace("M | ", "9M | ", 1)
-    assert changed != readme and learning.with_table(changed, learning.RESULTS) == readme
+def test_the_tables_are_those_of_the_kept_results() -> None:
+    for page, text in learning.pages(learning.RESULTS).items():
+        assert page.read_text() == text
+
+
+def test_a_table_that_says_something_else_is_found_and_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "ROOT", tmp_path)
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results")
+    folder_of(tmp_path / "run", evaluations=({"protocol": "nature"},))
+    (tmp_path / "results").mkdir()
+    for page in ("README.md", "results/README.md"):
+        (tmp_path / page).write_text("before\n" + "\n".join(learning.MARKS) + "\nafter\n")
+
+    def main(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["learning", *words])
+        return learning.main()
+
+    assert main("add", "pong", str(tmp_path / "run"), "--out", str(tmp_path / "results")) == 0
+    assert main("table", "--check") == 1
+    assert main("table") == 0 and main("table", "--check") == 0
+    readme = tmp_path / "README.md"
+    assert "| 1 | Pong-v5 | `fast` | -20.7 | 1 |" in readme.read_text() and readme.read_text().startswith("before\n")
+    readme.write_text(readme.read_text().replace("| -20.7 |", "| -20.8 |"))
+    assert main("table", "--check") == 1
+
+
+def test_what_presets_reach_is_on_the_readme_and_other_settings_on_a_page_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, ratio in (("shipped", 8.0), ("tried", 1.0)):
+        row = learning.row_of([folder_of(tmp_path / name)], "")
+        row["settings"]["replay_ratio"] = ratio
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
+    readme, others = learning.pages(tmp_path).values()
+    assert "(benchmarks/results/learning/shipped.json)" in readme and "tried.json" not in readme
+    assert "(tried.json)" in others and "shipped.json" not in others
 
 
 def test_every_kept_result_has_its_command_commit_hardware_and_picture() -> None:
@@ -40,10 +73,10 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     assert [run["seed"] for run in row["runs"]] == [1, 2]
     for run in row["runs"]:
         assert run["score_mean_100"] == runs.status(tmp_path / str(run["seed"]))["score_mean_100"]
-    line, origin = learning.line(row), learning.origin("catch", row)
+    line, origin = learning.line(row), learning.origin("catch", row, "results/")
     assert "Catch-v0" in line and "`catch`" in line and "not evaluated" in line
     assert "`fastdqn train --preset catch`" in origin and "2 runs, seeds 1, 2" in origin and "a note" in origin
-    assert row["environment"]["commit"][:7] in origin and "catch.json" in origin
+    assert row["environment"]["commit"][:7] in origin and "[catch.json](results/catch.json)" in origin
 
 
 def test_the_table_says_what_a_command_changes_of_its_preset() -> None:
@@ -58,15 +91,24 @@ def test_the_table_says_what_a_command_changes_of_its_preset() -> None:
 
 def test_the_table_says_in_what_a_run_learned_otherwise_than_its_preset_does_now(tmp_path: Path) -> None:
     row = learning.row_of([folder_of(tmp_path / "a")], "")
-    assert learning.changes(row) == ""
+    assert learning.as_shipped(row) and learning.called(row) == "`fast`"
     then = {**row, "settings": {**row["settings"], "weight_init": "lecun"}}
-    assert learning.line(then).split(" | ")[1] == "`fast`, weight_init lecun"
+    assert learning.line(then).split(" | ")[1] == "`fast`, weight_init lecun" and not learning.as_shipped(then)
 
 
-def test_scores_above_a_thousand_have_no_exponents() -> None:
-    assert learning.scores([1_054.35, 999.6], [[980.6, 1_126.8], [-13.04, 999.4]]) == (
-        "1,054, 1,000 (95 % 981 to 1,127, -13 to 999); median 1,027"
-    )
+def test_the_table_names_the_preset_that_has_a_runs_settings_now(tmp_path: Path) -> None:
+    row = learning.row_of([folder_of(tmp_path / "a")], "")
+    then = {**row, "settings": {**row["settings"], **learning.settings(replace(load_preset("cpu"), env="Pong"))}}
+    assert learning.called(then) == "`cpu`" and learning.as_shipped(then)
+    then["settings"]["learning_rate"] = 2.5e-4
+    assert learning.called(then) == "`cpu`, learning_rate 0.00025" and not learning.as_shipped(then)
+
+
+def test_a_score_has_its_interval_and_several_have_their_median_and_range() -> None:
+    assert learning.scores([]) == "not evaluated"
+    assert learning.scores([1.234]) == "1.23"
+    assert learning.scores([1_054.35], [[980.6, 1_126.8]]) == "1,054 (95 % 981 to 1,127)"
+    assert learning.scores([3.0, 1.0, 999.6], [[0, 1]] * 3) == "3 (median of 3, 1 to 1,000)"
     assert learning.span([7_662, 12.345], 1) == "12.3 to 7,662"
 
 
@@ -125,7 +167,9 @@ def test_an_evaluation_by_whatever_protocol_counts_and_is_named(tmp_path: Path, 
     evaluations = tuple({"protocol": name, "score_mean": 4} for name in made.split())
     row = learning.row_of([folder_of(tmp_path / "a", evaluations=evaluations)], "")
     assert row["runs"][0]["evaluation"]["protocol"] == counts
-    assert (f"; protocol {counts}" in learning.line(row)) == (counts != "run")
+    assert f"; protocol {counts}" in learning.line(row)
+    nature = {**row, "runs": [{**row["runs"][0], "evaluation": {**row["runs"][0]["evaluation"], "protocol": "nature"}}]}
+    assert "protocol" not in learning.line(nature)
 
 
 def test_an_evaluation_of_another_agent_than_the_last_is_refused(tmp_path: Path) -> None:
