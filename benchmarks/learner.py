@@ -131,7 +131,7 @@ def make_update(config: Config, batch: int, precision: str, device: torch.device
         priorities.update(row, size, importance > 0)
 
     learner.warm_up(obs.clone(), batch, learn_threads=threads)
-    drawn = [] if priorities is None else [priorities.weight, priorities.draw_counter]
+    drawn = [] if priorities is None else [priorities.weight, priorities.largest, priorities.draw_counter]
     with preserved([*learner.tensors(), *drawn]):
         return Graph(update, device)
 

@@ -33,6 +33,7 @@ class Priorities:
         self.importance_exponent = torch.zeros((), device=device)  # beta, moved by the loop
         self.draw_counter = torch.zeros((), dtype=torch.int64, device=device)
         self.least = torch.zeros((), dtype=torch.float64, device=device)  # smallest P(i) of the last draw
+        self.largest = torch.full((), ONE, dtype=torch.int64, device=device)  # weight ever written, at least ONE
         self._sums = torch.zeros_like(self.weight)
         self._exponent, self._key = exponent, rng.role_key(seed, "prioritized replay")
 
@@ -41,10 +42,11 @@ class Priorities:
         return self.weight.nbytes + self._sums.nbytes
 
     def admit(self, row: Tensor, starts: Tensor) -> None:
-        """Gives new starts the largest weight there is, so that each is soon learned from. int64 [B], bool [B]"""
-        largest = self.weight.amax()
-        newest = torch.where(largest > 0, largest, ONE)
-        self.weight.index_copy_(0, row, torch.where(starts, newest, 0))
+        """Gives new starts the largest weight ever written, so that each is soon learned from. int64 [B], bool [B]
+
+        The largest of those now stored would hardly ever be less: some row that has not been drawn yet always has it.
+        """
+        self.weight.index_copy_(0, row, torch.where(starts, self.largest, 0))
 
     def withdraw(self, row: Tensor, gone: Tensor) -> None:
         """Takes rows out that are `gone`. int64, bool, any shape; no row twice."""
@@ -77,3 +79,4 @@ class Priorities:
         weight = ((td_error.double().abs() + EPSILON) ** self._exponent * ONE).round().clamp(1, LARGEST).long()
         weight = torch.where(drawn, weight, self.weight[row])
         self.weight.scatter_reduce_(0, row, weight, "amax", include_self=False)
+        torch.maximum(self.largest, weight.amax(), out=self.largest)

@@ -192,7 +192,11 @@ class ReplayRing:
         own = {"count": self.count, "draw_counter": self.draw_counter, "failed_slots": self.failed_slots}
         if self.priorities is None:
             return own
-        return own | {"priority": self.priorities.weight, "priority_draw_counter": self.priorities.draw_counter}
+        return own | {
+            "priority": self.priorities.weight,
+            "priority_largest": self.priorities.largest,
+            "priority_draw_counter": self.priorities.draw_counter,
+        }
 
     @contextmanager
     def upcoming_kept(self, rows: int) -> Iterator[None]:

@@ -190,6 +190,21 @@ def test_a_spectral_convolutions_kernel_has_a_largest_singular_value_of_one() ->
     assert torch.equal(before[0], conv.u) and torch.equal(before[1], conv.v), "the forward pass changes nothing"
 
 
+def test_a_spectral_convolutions_gradient_is_the_one_of_torchs_own() -> None:
+    torch.manual_seed(0)
+    conv = SpectralConv2d(6, 8, 3, padding=1)
+    reference = torch.nn.Conv2d(6, 8, 3, padding=1)
+    reference.load_state_dict({"weight": conv.weight, "bias": conv.bias})
+    for _ in range(200):
+        conv.iterate()
+    torch.nn.utils.parametrizations.spectral_norm(reference, n_power_iterations=200)
+    obs, towards = vectors(2, 6, 9, 9), vectors(2, 8, 9, 9)
+    (ours,) = torch.autograd.grad((conv(obs) * towards).sum(), [conv.weight])
+    original = reference.parametrizations.weight.original  # type: ignore[union-attr]
+    (theirs,) = torch.autograd.grad((reference(obs) * towards).sum(), [original])  # type: ignore[list-item]
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
 def test_layer_norm_takes_a_whole_map_together_and_a_vector_along_its_last_axis() -> None:
     norm = LayerNorm(6)
     maps = norm(3 + 5 * vectors(4, 6, 7, 7)).flatten(1)

@@ -121,6 +121,40 @@ def test_the_command_lists_all_presets_and_prints_one(capsys: pytest.CaptureFixt
     assert "the nearest are rainbow" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [  # batch, learning rate, Adam's or RMSprop's epsilon, discount, n, learning from, target copied every, exploration's end
+        # and length in env steps, norm of the gradient; notes: fastdqn/presets/README.md
+        ("nature", (32, 2.5e-4, 3e-3, 0.99, 1, 50_000, 10_000, 0.1, 1_000_000, 0)),
+        ("double", (32, 2.5e-4, 3e-3, 0.99, 1, 50_000, 10_000, 0.1, 1_000_000, 0)),
+        ("dueling", (32, 6.25e-5, 7.8e-4, 0.99, 1, 50_000, 30_000, 0.01, 1_000_000, 10)),
+        ("prioritized", (32, 6.25e-5, 7.8e-4, 0.99, 1, 50_000, 30_000, 0.01, 1_000_000, 0)),
+        ("c51", (32, 2.5e-4, 0.01 / 32, 0.99, 1, 50_000, 10_000, 0.01, 1_000_000, 0)),
+        ("qrdqn", (32, 5e-5, 0.01 / 32, 0.99, 1, 50_000, 10_000, 0.01, 1_000_000, 0)),
+        ("iqn", (32, 5e-5, 0.01 / 32, 0.99, 1, 50_000, 10_000, 0.01, 1_000_000, 0)),
+        ("munchausen", (32, 5e-5, 0.01 / 32, 0.99, 1, 20_000, 8_000, 0.01, 250_000, 0)),
+        ("rainbow", (32, 6.25e-5, 1.5e-4, 0.99, 3, 20_000, 8_000, 0, 0, 10)),
+        ("btr", (256, 1e-4, 0.005 / 256, 0.997, 3, 200_000, 32_000, 0.01, 3_600_000, 10)),
+    ],
+)
+def test_a_preset_has_the_values_of_its_source(name: str, published: tuple[float, ...]) -> None:
+    config = load_preset(name)
+    ours = (
+        config.batch_size, config.learning_rate, config.optimizer_eps, config.gamma, config.n_step, config.learning_starts,
+        config.target_update_period, config.epsilon_end, config.epsilon_decay_steps, config.max_grad_norm,
+    )  # fmt: skip
+    assert ours == published
+    assert config.replay_ratio == (4 if name == "btr" else 8) and config.total_frames == 200_000_000
+    assert config.double == (name in ("double", "dueling", "prioritized", "rainbow"))
+    assert config.dueling == (name in ("dueling", "rainbow", "btr")) and config.noisy == (name in ("rainbow", "btr"))
+    assert config.munchausen == (name in ("munchausen", "btr"))
+    priorities = {"prioritized": (0.6, 0.4, 1), "rainbow": (0.5, 0.4, 1), "btr": (0.2, 0.2, 0.2)}.get(name)
+    assert config.prioritized == (priorities is not None)
+    if priorities:
+        exponents = config.priority_exponent, config.importance_exponent, config.importance_exponent_end
+        assert exponents == priorities
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_notes_give_every_value_in_which_a_preset_differs_from_the_defaults(name: str) -> None:
     """`fastdqn/presets/README.md`: a section per preset, naming each field it sets."""

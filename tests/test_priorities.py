@@ -79,16 +79,17 @@ def test_a_slot_that_drew_nothing_writes_nothing() -> None:
     assert priorities.weight.tolist() == [0] * 4
 
 
-def test_new_rows_get_the_largest_weight_stored_now_and_not_one_of_the_past() -> None:
-    priorities = make(4)
+def test_new_rows_get_the_largest_weight_ever_written_and_at_first_that_of_an_error_of_one() -> None:
+    priorities = make(5)
     priorities.admit(torch.tensor([0]), torch.tensor([True]))
-    assert priorities.weight.tolist() == [ONE, 0, 0, 0]
-    priorities.update(torch.tensor([0]), torch.tensor([16.0]), everything(1))
+    assert priorities.weight.tolist() == [ONE, 0, 0, 0, 0]
+    priorities.update(torch.tensor([0, 4]), torch.tensor([16.0, 25.0]), torch.tensor([True, False]))
     priorities.admit(torch.tensor([1, 2]), torch.tensor([True, False]))
-    assert priorities.weight[0] == priorities.weight[1] > 3 * ONE and priorities.weight[2] == 0
+    assert priorities.weight[1] == priorities.weight[0] == pytest.approx(4 * ONE, rel=1e-5)
+    assert priorities.weight[2] == priorities.weight[4] == 0
     priorities.update(torch.tensor([0, 1]), torch.tensor([1.0, 4.0]), everything(2))
     priorities.admit(torch.tensor([3]), torch.tensor([True]))
-    assert priorities.weight[3] == priorities.weight[1] == pytest.approx(2 * ONE, rel=1e-5)
+    assert priorities.weight[3] == pytest.approx(4 * ONE, rel=1e-5)
 
 
 def test_a_million_draws_follow_the_weights_and_never_touch_a_weight_of_zero() -> None:
