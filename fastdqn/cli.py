@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from fastdqn import __version__
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"fastdqn.commands.{command}")
         return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
     except (UsageError, RunError) as error:
+        if os.environ.get("FASTDQN_TRACEBACK"):
+            traceback.print_exc()
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:  # where nothing has to be saved; training and recording answer it themselves

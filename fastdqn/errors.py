@@ -1,7 +1,9 @@
 """What ends a command: one line that says what is wrong and what helps. `cli.main` prints it."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -10,6 +12,15 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """Something on the way that no flag puts right: a damaged checkpoint, numbers that are not finite. Exit code 1."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What another library raised, short, with the place in this package that called it."""
+    ours = [
+        f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(Path(__file__).parent)
+    ]
+    place = f"; at {Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else ""
+    return " ".join(str(error).split())[:300] + place
 
 
 @contextmanager

@@ -8,7 +8,7 @@ tensors. Pointers: PyTorch's notes on CUDA graphs, "Constraints". Capturing by h
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ class Graph:
         self._function, self._graph = function, None
         if device.type != "cuda" or not capture:
             return
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
         # one thread: the backward pass on autograd's own thread would have workspaces and plans of its own
         with torch.cuda.stream(stream), torch.autograd.set_multithreading_enabled(False):
             for _ in range(WARM_UP_CALLS):
@@ -45,16 +45,13 @@ class Graph:
         gc.collect()
         gc.disable()  # a collection in mid-capture could free what belongs to another graph
         try:
-            with (
-                torch.autograd.set_multithreading_enabled(False),
-                torch.compiler.set_stance("fail_on_recompile"),
-                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-            ):
-                function()
+            with torch.autograd.set_multithreading_enabled(False), torch.compiler.set_stance("fail_on_recompile"):
+                within(torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), function)
         finally:
+            torch.cuda.set_stream(current)  # torch stays on the capture's where that cannot be ended
             if collected:
                 gc.enable()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        current.wait_stream(stream)
         self._graph = graph
 
     @property
@@ -66,6 +63,25 @@ class Graph:
             self._function()
         else:
             self._graph.replay()
+
+
+def within(context: AbstractContextManager[object], function: Callable[[], object]) -> None:
+    """Calls `function` in `context`. What it raises gets out, and not what leaving the context raises because of it.
+
+    Ending a capture that a call has broken raises an error of its own, which says no more than that.
+    """
+    cause = None
+    try:
+        with context:
+            try:
+                function()
+            except Exception as error:
+                cause = error
+                raise
+    except Exception:
+        if cause is None:
+            raise
+        raise cause from None
 
 
 @contextmanager

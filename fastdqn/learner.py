@@ -84,7 +84,8 @@ class Learner:
         self.compiled = compile
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         if device.type == "cuda":
-            options["options"] = CUDA_COMPILE
+            deterministic = torch.are_deterministic_algorithms_enabled()  # else kernels may be chosen by timing them
+            options["options"] = {**CUDA_COMPILE, "deterministic": deterministic}
         self._loss = torch.compile(self.loss, **options) if compile else self.loss
         self._choose = torch.compile(self.choose, **options) if compile else self.choose
         self._account = torch.compile(self._account_once, **options) if compile else self._account_once
@@ -99,7 +100,8 @@ class Learner:
         # distinct tensors: one that is passed twice would be compiled in, and every other batch compiled again
         action = torch.zeros(batch_size, dtype=torch.int64, device=obs.device)
         reward, discount, weight = (torch.zeros(batch_size, device=obs.device) for _ in range(3))
-        with preserved(self.tensors()):
+        # one thread, as in a capture: another would have workspaces of its own on a GPU, and choose algorithms once more
+        with preserved(self.tensors()), torch.autograd.set_multithreading_enabled(False):
             torch.set_num_threads(act_threads)
             self.act(obs)
             torch.set_num_threads(learn_threads)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
 from fastdqn.distributed import Bucket, Ranks
+from fastdqn.errors import in_a_line
 from fastdqn.graphs import WARM_UP_CALLS, Graph, preserved
 from fastdqn.learner import Learner
 from fastdqn.replay import ReplayRing
@@ -68,18 +69,17 @@ class Pipeline:
                 ring.compile(env_id, batch_size)
             learner.warm_up(ring.latest(env_id), batch_size, act_threads=act_threads, learn_threads=learn_threads)
         except BackendCompilerFailed as error:
-            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"compile=True: the compiler failed; fastdqn doctor tests it, --no-compile does without it ({reason})"
+                "compile=True: the compiler failed; fastdqn doctor tests it, --no-compile does without it "
+                f"({in_a_line(error)})"
             ) from error
         try:
             self._build_graphs(capture=capture)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"cuda_graphs=True: capturing failed; --no-cuda-graphs does without it, slower ({reason})"
+                f"cuda_graphs=True: capturing failed; --no-cuda-graphs does without it, slower ({in_a_line(error)})"
             ) from error
         self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture
 

@@ -198,6 +198,17 @@ def test_ctrl_c_while_compiling_is_an_interruption_though_it_ends_the_compiler_t
     assert process.returncode == 130 and "interrupted" in err and "error:" not in err
 
 
+def test_an_error_is_one_line_and_on_demand_shows_where_it_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["eval", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    monkeypatch.setenv("FASTDQN_TRACEBACK", "1")
+    assert main(["eval", str(tmp_path / "none")]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback") and last == line
+
+
 def test_several_runs_where_one_is_meant_are_refused_with_the_newest(tmp_path: Path, capsys) -> None:
     for age, name in ((200, "a"), (100, "b"), (300, "c")):
         (tmp_path / name).mkdir()
@@ -216,7 +227,9 @@ def test_a_compiler_that_fails_is_one_line_with_the_way_out(tmp_path: Path) -> N
     ended = subprocess.run([*command, "--ui", "quiet"], env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert "compile=True" in line and "fastdqn doctor" in line and "--no-compile" in line
+    assert (
+        "compile=True" in line and "fastdqn doctor" in line and "--no-compile" in line and "at learner.py, line" in line
+    )
     taken = [*command, "--no-compile", "--total-frames", "2k", "--ui", "quiet", "--torch-threads", "1"]
     again = subprocess.run(taken, capture_output=True, text=True, timeout=120)  # the way out works with the same folder
     assert again.returncode == 0, again.stderr

@@ -1,9 +1,13 @@
 """Graphs on a CPU, where a graph is its function; the captured ones are in tests/gpu."""
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from fastdqn.graphs import Graph, preserved
+from fastdqn.graphs import Graph, preserved, within
 
 
 def test_a_graph_on_a_cpu_is_its_function_and_building_it_executes_nothing() -> None:
@@ -21,6 +25,27 @@ def test_a_graph_that_is_not_to_be_captured_is_its_function_on_a_gpu_too() -> No
     assert total == 0 and not graph.captured
     graph()
     assert total == 1
+
+
+def test_of_a_context_that_fails_to_end_what_broke_it_gets_out_and_else_its_own_error() -> None:
+    @contextmanager
+    def capture(healthy: bool) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if not healthy:
+                raise RuntimeError("cannot be ended")
+
+    done = []
+    within(capture(True), lambda: done.append(1))
+    assert done == [1]
+    with pytest.raises(ZeroDivisionError):
+        within(capture(True), lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError) as error:
+        within(capture(False), lambda: 1 // 0)
+    assert traceback.extract_tb(error.value.__traceback__)[-1].name == "<lambda>"
+    with pytest.raises(RuntimeError, match="cannot be ended"):
+        within(capture(False), lambda: None)
 
 
 def test_preserved_restores_values_in_place() -> None:

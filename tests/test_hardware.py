@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastdqn.machine import hardware
 
@@ -37,3 +38,24 @@ def test_without_a_checkout_the_environment_names_the_commit(tmp_path: Path, mon
     assert hardware.commit() is None
     monkeypatch.setenv("FASTDQN_COMMIT", "abc")
     assert hardware.commit() == "abc"
+
+
+@pytest.mark.parametrize(
+    ("present", "cuda", "cpu"), [("gcc", True, False), ("g++", False, True), ("tcc", False, False)]
+)
+def test_a_compiler_of_the_devices_language_is_looked_for_and_the_one_that_a_variable_names(
+    present: str, cuda: bool, cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiler, header = tmp_path / present, tmp_path / "Python.h"
+    compiler.touch(mode=0o755)
+    devices = torch.device("cuda"), torch.device("cpu")
+    assert not any(map(hardware.has_compiler, devices)), "without Python's headers"
+    header.touch()
+    assert tuple(map(hardware.has_compiler, devices)) == (cuda, cpu)
+    monkeypatch.setenv("CC", present)
+    monkeypatch.setenv("CXX", present)
+    assert all(map(hardware.has_compiler, devices))

@@ -75,12 +75,11 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile can build its kernels: Triton on CUDA; on CPU a C++ compiler with Python's headers."""
-    if device.type == "cuda":
-        return True
+    """Whether torch.compile can build its kernels: a compiler, for CUDA of C, which Triton calls, with Python's headers."""
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return False
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+    variable, *names = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++", "c++")
+    return any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name)
 
 
 def nvidia_without_cuda() -> str | None:
