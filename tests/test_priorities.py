@@ -89,6 +89,9 @@ def test_new_rows_get_the_largest_weight_stored_now_and_not_one_of_the_past() ->
     priorities.update(torch.tensor([0, 1]), torch.tensor([1.0, 4.0]), everything(2))
     priorities.admit(torch.tensor([3]), torch.tensor([True]))
     assert priorities.weight[3] == priorities.weight[1] == pytest.approx(2 * ONE, rel=1e-5)
+    priorities.update(torch.arange(4), torch.full((4,), 1 / 16), everything(4))
+    priorities.admit(torch.tensor([0]), torch.tensor([True]))
+    assert priorities.weight[0] == priorities.weight[1] == pytest.approx(ONE / 4, rel=1e-4)  # and not of an error of 1
 
 
 def test_a_million_draws_follow_the_weights_and_never_touch_a_weight_of_zero() -> None:
@@ -117,6 +120,26 @@ def test_a_ring_draws_starts_by_their_errors_and_reads_them_as_a_uniform_one_doe
     row = plain._row_number(lane, batch.index % plain.lane_length)
     for ours, theirs in zip(batch, plain.transitions(lane, row, batch.weight), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_batch_of_a_ring_carries_the_importance_weights_of_its_draw() -> None:
+    ring = random_ring(7, priority_exponent=1.0)
+    assert ring.priorities is not None
+    batch = ring.sample(64)
+    ring.update_priorities(batch, batch.obs[:, 0] + 1)
+    ring.priorities.importance_exponent.fill_(0.7)
+    batch = ring.sample(64)
+    drawn = ring.priorities.weight[batch.index].double()
+    assert torch.allclose(batch.weight.double(), (drawn.min() / drawn) ** 0.7) and len(batch.weight.unique()) > 10
+
+
+def test_a_ring_with_nothing_to_draw_gives_weight_zero_and_takes_no_priority() -> None:
+    ring = random_ring(7, priority_exponent=1.0)
+    assert ring.priorities is not None
+    ring.priorities.weight.zero_()
+    batch = ring.sample(8)
+    ring.update_priorities(batch, torch.ones(8))
+    assert not batch.weight.any() and not ring.priorities.weight.any()
 
 
 def test_the_same_rows_are_drawn_after_the_counter_is_set_back() -> None:
