@@ -112,6 +112,7 @@ def test_the_games_of_an_evaluation_are_its_protocols_and_of_seeds_that_training
     ):
         agent = set_up(tmp_path / "run", 2, 5, protocol=protocol)
         envs, asked = agent.envs, agent.envs._pool.spec.config
+        assert agent.network.compute_dtype == torch.float32  # whatever it was trained in
         assert agent.player._key == rng.role_key(5, "eval explore") != rng.role_key(5, "explore")
         assert (asked.repeat_action_probability, asked.noop_max, asked.frame_skip) == (sticky, noops, 3)
         assert asked.max_episode_steps == envs.max_episode_steps == cap
