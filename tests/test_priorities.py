@@ -56,6 +56,7 @@ def test_importance_weights_are_schauls_formula_in_float64() -> None:
     expected = (200 * probability[row]) ** -0.7
     assert torch.allclose(importance.double(), expected / expected.max(), rtol=1e-6)
     assert importance.max() == 1.0
+    assert priorities.least.item() == pytest.approx(probability[row].min().item())
 
 
 def test_of_duplicates_in_a_batch_the_largest_counts_in_any_order_and_weights_can_fall() -> None:
@@ -74,7 +75,7 @@ def test_of_duplicates_in_a_batch_the_largest_counts_in_any_order_and_weights_ca
 def test_a_slot_that_drew_nothing_writes_nothing() -> None:
     priorities = make(4)
     row, importance = priorities.draw(8)  # all weights are 0
-    assert importance.tolist() == [0.0] * 8
+    assert importance.tolist() == [0.0] * 8 and priorities.least == float("inf")  # no least chance among several ranks'
     priorities.update(row, torch.ones(8), importance > 0)
     assert priorities.weight.tolist() == [0] * 4
 
