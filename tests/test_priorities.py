@@ -143,6 +143,13 @@ def test_a_ring_with_nothing_to_draw_gives_weight_zero_and_takes_no_priority() -
     assert not batch.weight.any() and not ring.priorities.weight.any()
 
 
+def test_rings_of_different_seeds_draw_different_rows() -> None:
+    one, other = (random_ring(seed, priority_exponent=0.0) for seed in (7, 8))
+    assert one.priorities is not None and other.priorities is not None
+    other.priorities.weight.copy_(one.priorities.weight)
+    assert not torch.equal(one.sample(64).index, other.sample(64).index)
+
+
 def test_the_same_rows_are_drawn_after_the_counter_is_set_back() -> None:
     priorities = make(50)
     priorities.admit(torch.arange(50), everything(50))

@@ -325,6 +325,7 @@ def test_a_resumed_run_takes_up_its_last_games_its_clock_and_its_logs(tmp_path: 
     config = quiet("catch", tmp_path / "run", total_frames=3_000)
     train(config)
     saved = checkpoint.load(tmp_path / "run" / "checkpoints")
+    assert saved.large is None  # nobody asked for the replay
     rows = tmp_path / "run" / "metrics.jsonl"
     kept = rows.read_text()
     rows.write_text(kept + kept.splitlines()[-1].replace(str(saved.step), str(saved.step + 1)) + "\n")
