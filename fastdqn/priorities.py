@@ -49,9 +49,8 @@ class Priorities:
         self.weight.index_copy_(0, row, torch.where(starts, self.largest, 0))
 
     def withdraw(self, row: Tensor, gone: Tensor) -> None:
-        """Takes rows out that are `gone`. int64, bool, any shape; no row twice."""
-        row = row.view(-1)
-        self.weight.index_copy_(0, row, torch.where(gone.view(-1), 0, self.weight[row]))
+        """Takes rows out that are `gone`. int64, any shape, and bool that broadcasts to it; no row twice."""
+        self.weight.index_copy_(0, row.view(-1), torch.where(gone, 0, self.weight[row]).view(-1))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Rows drawn by weight, with replacement, and their importance weights. int64 [N], float32 [N]

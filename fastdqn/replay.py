@@ -345,9 +345,8 @@ class ReplayRing:
         comes out of BEHIND.
         """
         number = newest[:, None] + torch.arange(self.stack, device=lane.device)  # its own slot and the next
-        overwritten = newest[:, None] >= self.lane_length
-        unwritten = number < self.lane_length
-        priorities.withdraw(flat_row(lane[:, None], number, self.lane_length), overwritten | unwritten)
+        overwritten = newest[:, None] >= self.lane_length  # else those slots are not written, and never had a weight
+        priorities.withdraw(flat_row(lane[:, None], number, self.lane_length), overwritten)
         opened = newest - self.n_step
         row = flat_row(lane, opened, self.lane_length)
         priorities.admit(row, (opened >= 0) & ~self._done[row])

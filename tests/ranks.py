@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
@@ -116,6 +116,16 @@ def averages_of_a_pipeline_are_weighed(ranks: Ranks) -> bool:
     return torch.allclose(pipeline._bucket.flat, torch.tensor([mean, mean, 4 * mean, 8.0, 9.0]))
 
 
+def agreed(ranks: Ranks) -> list[tuple]:
+    """Three answers: to rank 1 asking to stop and all but the first to log; then to the first asking to log."""
+    said = [
+        ranks.agree(ranks.rank + 1, stop=ranks.rank == 1, log=not ranks.first),
+        ranks.agree(0, stop=False, log=ranks.first),
+        ranks.agree(0, stop=False, log=False),
+    ]
+    return [astuple(answer) for answer in said]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     ranks = distributed.join(cuda=False)
@@ -123,6 +133,7 @@ def main(folder: Path) -> None:
         "update": difference_from_the_whole_batch(ranks),
         "importance": difference_of_importance_weights(ranks),
         "weighed": averages_of_a_pipeline_are_weighed(ranks),
+        "agreed": agreed(ranks),
         "seed": ranks.seed(5),
         "gathered": ranks.gather([[float(ranks.rank), float(row)] for row in range(ranks.rank)], 2),
     }

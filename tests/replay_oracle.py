@@ -89,7 +89,7 @@ def check(replay, case: Case) -> int:
             terminated = bool(ends and draw.random() < 0.5)
             truncated = bool(ends and not terminated)
             lost = bool(not after_end and not terminated and draw.random() < 0.1)
-            reward = 0.0 if after_end else float(draw.integers(-3, 4))
+            reward = 0.0 if after_end else float(draw.integers(-3, 4)) / 2
             rows.append(Row(frame, reward, terminated, truncated, lost, int(draw.integers(0, 200))))
         env_id = torch.from_numpy(group.astype(np.int64))
         ring.append(

@@ -113,6 +113,12 @@ def test_host_copies_do_not_follow_the_originals() -> None:
     assert host["model"]["weight"].tolist() == [5] * 4 and host["model"]["part"].tolist() == [0, 0]
 
 
+def test_host_copies_are_contiguous_whatever_the_layout_on_the_device() -> None:
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    copy = checkpoint.to_host({"model": {"weight": weight}})["model"]["weight"]
+    assert copy.is_contiguous() and torch.equal(copy, weight)
+
+
 # ------------------------------------------------------------------------------------------- which are kept, which goes
 
 

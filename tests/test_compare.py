@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from run_by_hand import log_row, write_evaluation, write_run
 
+from fastdqn.analysis.history import load
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
 from fastdqn.cli import main
 from fastdqn.run_folder import RunFolder, in_use
@@ -161,6 +162,14 @@ def test_frames_speeds_and_times_are_medians_over_the_runs_in_emulator_frames(tm
     assert row["frames"] == 110 * 8 * 4
     assert row["frames_per_second"] == 100 * 8 * 4 / 50  # of 32, 64 and 320
     assert (row["reach_frames"], row["reach_seconds"]) == (100 * 8 * 4, 100.0)
+
+
+def test_a_runs_frames_are_the_most_that_any_of_its_files_knows_of(tmp_path: Path) -> None:
+    """Games may be long, and the status of a run that was killed is old."""
+    for number, (games, status, expected) in enumerate(((3, 0, 40), (9, 0, 72), (3, 99, 99), (0, 0, 40))):
+        run = write_run(tmp_path / str(number), [1.0] * games, frames=status)
+        (run / "metrics.jsonl").write_text(json.dumps(log_row(5, 1.0)) + "\n")
+        assert load([str(run)])[0].frames == expected
 
 
 def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) -> None:

@@ -56,6 +56,13 @@ def test_importance_weights_are_those_of_the_whole_batch(job: list[dict]) -> Non
     assert all(found["weighed"] for found in job)
 
 
+def test_any_rank_stops_all_and_the_first_alone_says_when_to_log(job: list[dict]) -> None:
+    """Each answer is about the group before: at first about none."""
+    decisions = sum(range(1, len(job) + 1))
+    expected = [[0, False, False], [decisions, True, False], [0, False, True]]
+    assert all(found["agreed"] == expected for found in job)
+
+
 def test_each_rank_plays_games_of_its_own(job: list[dict]) -> None:
     assert len({found["games"] for found in job}) == len({found["seed"] for found in job}) == len(job)
 

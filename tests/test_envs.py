@@ -127,6 +127,16 @@ def test_extra_lives_won_before_a_cut_are_not_lost_by_the_reset():
     assert reset.first.all() and not reset.life_lost.any()
 
 
+def test_a_life_is_also_lost_on_the_step_that_cuts_the_game():
+    envs = build(num_envs=2, max_episode_steps=5)
+    envs.start()
+    for _ in range(5):
+        envs.send(np.zeros(2, np.int32), envs.recv().env_id)
+    envs._lives_N += 1  # as if the next row had one less
+    cut = envs.recv()
+    assert cut.truncated.all() and cut.life_lost.all()
+
+
 def test_games_without_lives_never_lose_one():
     _, groups = histories(build("Pong", 2, max_episode_steps=50), 150)
     assert not any(step.life_lost.any() for step in groups)

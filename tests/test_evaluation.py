@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import quiet
 
-from fastdqn import checkpoint
+from fastdqn import checkpoint, rng
 from fastdqn.checkpoint import CheckpointError
 from fastdqn.cli import main
 from fastdqn.commands.eval import format_result
@@ -88,7 +88,7 @@ def test_games_cut_at_the_step_cap_are_counted(breakout_run: Path) -> None:
 
 def test_an_agent_is_played_in_full_float32_also_after_training_in_tf32(catch_run: Path) -> None:
     hardware.use_tf32(True)
-    evaluate(catch_run, episodes=1, num_envs=1)
+    assert evaluate(catch_run, episodes=1, num_envs=3)["num_envs"] == 1  # more would be played for nothing
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
 
 
@@ -110,8 +110,10 @@ def test_the_games_of_an_evaluation_are_its_protocols_and_of_seeds_that_training
         ("nature", 0.0, 30, 6_000),
         ("sticky", 0.25, 30, 36_000),
     ):
-        envs = set_up(tmp_path / "run", 2, 5, protocol=protocol).envs
-        asked = envs._pool.spec.config
+        agent = set_up(tmp_path / "run", 2, 5, protocol=protocol)
+        envs, asked = agent.envs, agent.envs._pool.spec.config
+        assert agent.network.compute_dtype == torch.float32  # whatever it was trained in
+        assert agent.player._key == rng.role_key(5, "eval explore") != rng.role_key(5, "explore")
         assert (asked.repeat_action_probability, asked.noop_max, asked.frame_skip) == (sticky, noops, 3)
         assert asked.max_episode_steps == envs.max_episode_steps == cap
         assert list(asked.env_seed) == env_seeds(5, 0, "eval", 2) != env_seeds(5, 0, "train", 2)

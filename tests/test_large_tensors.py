@@ -26,6 +26,7 @@ def test_the_library_reads_what_was_streamed(chunk: int, tmp_path: Path, monkeyp
     assert loaded.keys() == TENSORS.keys() and all(torch.equal(loaded[name], TENSORS[name]) for name in TENSORS)
     data = (tmp_path / "x.safetensors").read_bytes()
     assert line == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert int.from_bytes(data[:8], "little") % 8 == 0  # the tensors begin aligned
     into = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
     large_tensors.read_into(tmp_path / "x.safetensors", into)
     assert all(torch.equal(into[name], TENSORS[name]) for name in TENSORS)

@@ -261,6 +261,17 @@ def test_a_state_is_restored_in_place_over_moments_that_exist() -> None:
     assert len(one) > 0 and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("dueling", [False, True])
+def test_a_state_with_a_part_more_or_less_is_refused_and_changes_nothing(dueling: bool) -> None:
+    learner, other = (
+        make_learner(QNetwork((5,), 3, encoder="mlp", hidden_size=8, dueling=has)) for has in (dueling, not dueling)
+    )
+    before = [tensor.clone() for tensor in learner.tensors()]
+    with pytest.raises(ValueError, match=r"model/value\.hidden\.bias"):
+        learner.load_state(other.state())
+    assert all(torch.equal(old, new) for old, new in zip(before, learner.tensors(), strict=True))
+
+
 def vector_batch(seed: int = 0, size: int = 16) -> dict[str, torch.Tensor]:
     batch = random_batch((5,), 3, size, seed)
     return {**batch, "obs": batch["obs"] / 128 - 1, "next_obs": batch["next_obs"] / 128 - 1}
@@ -284,7 +295,8 @@ def test_every_part_combines_with_every_other(head: str, dueling: bool, noisy: f
                 learner = make_learner(network, double=double, munchausen=munchausen, polyak=polyak)
                 before = [param.clone() for param in network.parameters()]
                 size = learner.update(**vector_batch())
-                assert size.shape == (16,) and torch.isfinite(size).all() and (size >= 0).all()
+                assert size.shape == (16,) and torch.isfinite(size).all() and (size >= 0).all() and size.any()
+                assert not size.requires_grad
                 assert not any(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)
                                if b.grad is not None and b.grad.any())  # fmt: skip
                 moved = [
@@ -409,6 +421,22 @@ def test_a_polyak_target_follows_by_its_share_and_takes_the_buffers_whole() -> N
         assert torch.equal(ours, theirs)
 
 
+def test_a_warm_up_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
+    learner = make_learner(network, polyak=0.25)
+    for layer in network.spectral_layers:
+        layer.weight.data.copy_(torch.randn_like(layer.weight))  # u and v do not belong to it
+    learner.update(**random_batch((4, 84, 84), 3, 4))
+
+    def everything() -> dict[str, torch.Tensor]:
+        return {f"{part}/{name}": value for part, tree in learner.state().items() for name, value in tree.items()}
+
+    before = {name: value.clone() for name, value in everything().items()}
+    learner.warm_up(random_batch((4, 84, 84), 3, 2)["obs"], 4)
+    assert [name for name, value in everything().items() if not torch.equal(value, before[name])] == []
+
+
 def test_a_hard_update_takes_the_buffers_too() -> None:
     network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
     learner = make_learner(network)
@@ -515,7 +543,10 @@ def test_what_is_not_finite_never_reaches_weights_or_moments_and_is_counted(name
         for tensor, old in zip((*learner.parameters, *learner._moments), before, strict=True):
             assert torch.equal(tensor, old), "bit for bit as before"
     assert learner.read_metrics() == ({}, 500, 500)
+    (*grads, loss, q, spread), size = learner.gradients(**vector_batch())
+    learner.step([*grads, loss * float("inf"), q, spread], size)  # overflown, of finite errors and gradients
+    assert torch.equal(learner.parameters[0], before[0])
     learner.update(**vector_batch())
     assert not torch.equal(learner.parameters[0], before[0])
     means, *refused = learner.read_metrics()
-    assert refused == [500, 0] and len(means) == 4 and all(np.isfinite(value) for value in means.values())
+    assert refused == [501, 0] and len(means) == 4 and all(np.isfinite(value) for value in means.values())

@@ -168,11 +168,13 @@ def test_the_spectral_norm_is_on_the_convolutions_of_residual_blocks_alone() -> 
     assert spectral == {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Conv2d)}
 
 
+@pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("shape", [(3, 185, 95), (4, 84, 84), (1, 86, 84)])
-def test_a_screen_of_any_size_is_convolved_as_its_scaled_bytes(shape: tuple[int, ...]) -> None:
+def test_a_screen_of_any_size_is_convolved_as_its_scaled_bytes(shape: tuple[int, ...], padding: int) -> None:
     torch.manual_seed(0)
-    conv, obs = encoders.ScreenConv2d(shape[0], 8, 8, 4, torch.float32), screens(2, *shape)
-    assert torch.allclose(conv(obs), F.conv2d(obs / 255, conv.weight, conv.bias, stride=4), atol=1e-5)
+    conv, obs = encoders.ScreenConv2d(shape[0], 8, 8, 4, torch.float32, padding=padding), screens(2, *shape)
+    expected = F.conv2d(obs / 255, conv.weight, conv.bias, stride=4, padding=padding)
+    assert torch.allclose(conv(obs), expected, atol=1e-5)
 
 
 def test_a_spectral_convolutions_kernel_has_a_largest_singular_value_of_one() -> None:
@@ -185,6 +187,9 @@ def test_a_spectral_convolutions_kernel_has_a_largest_singular_value_of_one() ->
     norm = torch.linalg.svdvals(conv.weight.flatten(1))[0]
     obs = vectors(2, 6, 9, 9)
     assert torch.allclose(conv(obs), F.conv2d(obs, conv.weight / norm, conv.bias, padding=1), atol=1e-5)
+    (gradient,) = torch.autograd.grad(conv(obs).square().sum(), [conv.weight])
+    along = (gradient * conv.weight).sum().abs() / (gradient.norm() * conv.weight.norm())
+    assert along < 1e-5, "the output does not depend on the kernel's scale"
     before = conv.u.clone(), conv.v.clone()
     conv(obs)
     assert torch.equal(before[0], conv.u) and torch.equal(before[1], conv.v), "the forward pass changes nothing"
@@ -203,6 +208,14 @@ def test_a_spectral_convolutions_gradient_is_the_one_of_torchs_own() -> None:
     original = reference.parametrizations.weight.original  # type: ignore[union-attr]
     (theirs,) = torch.autograd.grad((reference(obs) * towards).sum(), [original])  # type: ignore[list-item]
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_a_spectral_convolution_begins_near_its_norm() -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        conv = SpectralConv2d(16, 16, 3, padding=1)
+        norm = torch.dot(conv.u, conv.weight.flatten(1) @ conv.v)
+        assert 0.9 < norm / torch.linalg.svdvals(conv.weight.flatten(1))[0] < 1 + 1e-5
 
 
 def test_layer_norm_takes_a_whole_map_together_and_a_vector_along_its_last_axis() -> None:
@@ -233,9 +246,10 @@ def test_the_value_of_atoms_is_their_mean_under_the_softmax() -> None:
 
 
 def test_quantiles_at_fixed_places_stand_for_the_middles_of_equal_shares() -> None:
-    value, tau = small(head="qrdqn", num_quantiles=4).predict(vectors(2, 5))
-    assert value.shape == (2, 3, 4) and tau is not None
-    assert tau.tolist() == [[0.125, 0.375, 0.625, 0.875]]
+    for number in (None, draw(1)):  # also where noise is drawn
+        value, tau = small(head="qrdqn", num_quantiles=4).predict(vectors(2, 5), number)
+        assert value.shape == (2, 3, 4) and tau is not None
+        assert tau.tolist() == [[0.125, 0.375, 0.625, 0.875]]
 
 
 def test_iqn_draws_fractions_to_learn_and_spreads_them_evenly_without_a_draw() -> None:
@@ -245,6 +259,8 @@ def test_iqn_draws_fractions_to_learn_and_spreads_them_evenly_without_a_draw() -
     assert 0.45 < tau.mean() < 0.55 and len(tau.unique()) > 1_500
     other = network.predict(obs, draw(2)).tau
     assert other is not None and not torch.equal(tau, other)
+    of_another_seed = small(head="iqn", seed=1).predict(obs, draw(1)).tau
+    assert of_another_seed is not None and not torch.equal(tau, of_another_seed)
     assert torch.equal(network(obs), network(obs))
     even = network.predict(obs).tau
     assert even is not None and even[0].tolist() == [(i + 0.5) / 8 for i in range(8)]
@@ -311,6 +327,16 @@ def test_every_row_has_its_own_noise_and_every_draw_another() -> None:
     assert len(q[:, 0].unique()) == 64
     assert not torch.equal(q, network(same, draw(2))) and torch.equal(q, network(same, draw(1)))
     assert len(network(same)[:, 0].unique()) == 1
+
+
+def test_the_noise_of_each_layer_alone_moves_the_values() -> None:
+    for noisy in range(4):
+        network, obs = small(noisy=0.5, dueling=True), vectors(7, 5)
+        for number, layer in enumerate(layer for layer in network.modules() if isinstance(layer, NoisyLinear)):
+            if number != noisy:
+                nn.init.zeros_(layer.weight_noise)
+                nn.init.zeros_(layer.bias_noise)
+        assert (network(obs, draw(1)) != network(obs)).any(dim=1).all()
 
 
 def test_quantiles_of_one_state_share_its_noise() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,33 @@ def test_only_its_own_results_are_reported_as_the_runs_scores(tmp_path: Path) ->
     reported, own = evaluation.new_scores(), runs.evaluations(tmp_path / "run")[0]
     assert reported == {"eval/score_mean": own["score_mean"], "eval/step": own["checkpoint_step"]}
     assert own["seed"] == runs.SELECTION_SEED and evaluation.new_scores() == {}  # once
+
+
+def test_each_evaluation_that_falls_due_begins_once_its_checkpoint_is_on_the_disk(tmp_path: Path, monkeypatch) -> None:
+    begun = []
+    monkeypatch.setattr(
+        PeriodicEval, "start", lambda self: begun.append(checkpoint.load(self._run / "checkpoints").step)
+    )
+    train(quiet("catch", tmp_path / "run", total_frames=6_000, eval_period_frames=2_000, replay_ratio=1.0))
+    assert [step // 2_000 for step in begun[:2]] == [1, 2] and begun[-1] >= 6_000 and len(begun) <= 4
+
+
+def test_an_evaluation_waits_for_its_checkpoint_and_is_not_forgotten_over_the_next(tmp_path: Path, monkeypatch) -> None:
+    config = quiet("catch", tmp_path / "run", checkpoint_period_frames=500, eval_period_frames=1_000)
+    run, go, write = Run(config, ["test"]), threading.Event(), checkpoint.write
+    run.envs.close()
+    monkeypatch.setattr(checkpoint, "write", lambda *parts: (go.wait(10), write(*parts))[1])
+    run.clock.env_steps = 1_000
+    run.save()
+    assert not run.eval_due()  # it is being written
+    go.set()
+    run.clock.env_steps = 1_500
+    run.save()
+    run._saver.wait()
+    assert run.eval_due()
+    monkeypatch.setattr(run.periodic_eval, "start", lambda: None)
+    run.evaluate()
+    assert not run.eval_due()
 
 
 def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_building_the_pipeline_leaves_ring_optimiser_and_target_untouched(run: R
     assert moments and all((value == 0).all() for value in moments)
     pairs = zip(run.learner.online.parameters(), run.learner.target.parameters(), strict=True)
     assert all(torch.equal(online, target) for online, target in pairs)
-    assert run.learner.explore_counter == 0 and run.learner.read_metrics() == ({}, 0, 0)
+    assert run.learner.explore_counter == run.learner.learn_counter == 0 and run.learner.read_metrics() == ({}, 0, 0)
 
 
 def test_what_cannot_be_captured_is_refused_with_what_does_without(tmp_path: Path, monkeypatch) -> None:

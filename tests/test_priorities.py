@@ -56,6 +56,7 @@ def test_importance_weights_are_schauls_formula_in_float64() -> None:
     expected = (200 * probability[row]) ** -0.7
     assert torch.allclose(importance.double(), expected / expected.max(), rtol=1e-6)
     assert importance.max() == 1.0
+    assert priorities.least.item() == pytest.approx(probability[row].min().item())
 
 
 def test_of_duplicates_in_a_batch_the_largest_counts_in_any_order_and_weights_can_fall() -> None:
@@ -74,7 +75,7 @@ def test_of_duplicates_in_a_batch_the_largest_counts_in_any_order_and_weights_ca
 def test_a_slot_that_drew_nothing_writes_nothing() -> None:
     priorities = make(4)
     row, importance = priorities.draw(8)  # all weights are 0
-    assert importance.tolist() == [0.0] * 8
+    assert importance.tolist() == [0.0] * 8 and priorities.least == float("inf")  # no least chance among several ranks'
     priorities.update(row, torch.ones(8), importance > 0)
     assert priorities.weight.tolist() == [0] * 4
 
@@ -118,6 +119,33 @@ def test_a_ring_draws_starts_by_their_errors_and_reads_them_as_a_uniform_one_doe
     row = plain._row_number(lane, batch.index % plain.lane_length)
     for ours, theirs in zip(batch, plain.transitions(lane, row, batch.weight), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_batch_of_a_ring_carries_the_importance_weights_of_its_draw() -> None:
+    ring = random_ring(7, priority_exponent=1.0)
+    assert ring.priorities is not None
+    batch = ring.sample(64)
+    ring.update_priorities(batch, batch.obs[:, 0] + 1)
+    ring.priorities.importance_exponent.fill_(0.7)
+    batch = ring.sample(64)
+    drawn = ring.priorities.weight[batch.index].double()
+    assert torch.allclose(batch.weight.double(), (drawn.min() / drawn) ** 0.7) and len(batch.weight.unique()) > 10
+
+
+def test_a_ring_with_nothing_to_draw_gives_weight_zero_and_takes_no_priority() -> None:
+    ring = random_ring(7, priority_exponent=1.0)
+    assert ring.priorities is not None
+    ring.priorities.weight.zero_()
+    batch = ring.sample(8)
+    ring.update_priorities(batch, torch.ones(8))
+    assert not batch.weight.any() and not ring.priorities.weight.any()
+
+
+def test_rings_of_different_seeds_draw_different_rows() -> None:
+    one, other = (random_ring(seed, priority_exponent=0.0) for seed in (7, 8))
+    assert one.priorities is not None and other.priorities is not None
+    other.priorities.weight.copy_(one.priorities.weight)
+    assert not torch.equal(one.sample(64).index, other.sample(64).index)
 
 
 def test_the_same_rows_are_drawn_after_the_counter_is_set_back() -> None:

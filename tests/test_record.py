@@ -122,6 +122,7 @@ def test_a_game_that_is_over_holds_its_last_picture_and_score_until_the_others_a
     early = int(over.sum(axis=0).argmax())
     end = int(over[:, early].argmax())
     assert not over[0].any() and over[-1].all() and end < len(scenes) - 1
+    assert not scenes[0].score.any() and scenes[-1].score.any()  # of each moment
     for scene in scenes[end + 1 :]:
         assert np.array_equal(scene.screen[early], scenes[end].screen[early])
         assert scene.score[early] == scenes[end].score[early] and scene.over[early]

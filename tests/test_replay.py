@@ -122,6 +122,8 @@ def test_a_slot_without_a_start_gets_weight_zero_and_is_counted() -> None:
     batch = ring.sample(32)
     assert batch.weight.tolist() == [0.0] * 32
     assert int(ring.failed_slots) == 32
+    ring.count.zero_()
+    assert not ring.sample(8).weight.any() and int(ring.failed_slots) == 40  # nor has an empty ring one
 
 
 def test_the_draw_gives_the_same_rows_eager_and_compiled() -> None:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from fastdqn.schedules import LearningSchedule, SaveSchedule
+from fastdqn.schedules import LearningSchedule, SaveSchedule, line
 
 STARTS, END = 1_000, 3_500
 
@@ -74,6 +74,11 @@ def test_target_cadence_is_the_period_and_not_the_nearest_multiple_of_the_group(
     schedule = LearningSchedule(learning_starts=0, batch_size=32, replay_ratio=0.0, target_update_period=1_000)
     syncs = sum(1 for before in range(0, 960_000, 64) for _ in schedule.events(before, before + 64))
     assert syncs == 960  # counting in groups of 64 would give 1,000
+
+
+def test_a_line_begins_and_ends_where_it_says_and_one_of_no_length_is_a_step() -> None:
+    assert [line(step, 10, 30, 1.0, 0.5) for step in (0, 10, 20, 30, 31)] == [1.0, 1.0, 0.75, 0.5, 0.5]
+    assert [line(step, 10, 10, 1.0, 0.5) for step in (9, 10, 11)] == [1.0, 1.0, 0.5]
 
 
 def test_a_checkpoint_is_due_by_frames_for_an_evaluation_and_by_time_each_counted_from_the_last() -> None:

@@ -14,6 +14,7 @@ from fastdqn import checkpoint, parts, runs
 from fastdqn.config import Config
 from fastdqn.distributed import Ranks
 from fastdqn.layers import NoisyLinear
+from fastdqn.machine import hardware
 from fastdqn.priorities import ONE
 from fastdqn.run import Run
 from fastdqn.trainer import step_group, train
@@ -101,6 +102,46 @@ def test_the_exponent_of_priorities_reaches_the_ring(prioritized: bool) -> None:
         assert int(priorities.weight[0]) == pytest.approx(2 * ONE, rel=1e-6)  # the fourth root
 
 
+@pytest.mark.parametrize(
+    ("precision", "native", "dtype", "told"),
+    [
+        ("auto", True, torch.bfloat16, False),
+        ("auto", False, torch.float32, True),
+        ("bf16", True, torch.bfloat16, False),
+        ("bf16", False, torch.bfloat16, True),
+        ("fp32", True, torch.float32, False),
+        ("fp32", False, torch.float32, False),
+    ],
+)
+def test_networks_compute_as_asked_and_by_themselves_in_what_the_processor_has(
+    precision: Any, native: bool, dtype: torch.dtype, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: native)
+    notes: list[str] = []
+    config = replace(BREAKOUT, precision=precision)
+    assert parts.resolve_precision(config, torch.device("cpu"), notes) == dtype and bool(notes) == told
+    learner = built(config).learner
+    assert learner.online.compute_dtype == learner.target.compute_dtype == dtype
+    vectors = parts.resolve_precision(replace(config, encoder="mlp"), torch.device("cpu"), [])
+    assert vectors == (torch.float32 if precision == "auto" else dtype)
+
+
+def test_what_is_compiled_and_on_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, notes = torch.device("cpu"), list[str]()
+    for found in (True, False):
+        monkeypatch.setattr(hardware, "has_compiler", lambda device, found=found: found)
+        assert parts.resolve_compile(replace(BREAKOUT, compile=True), cpu, notes) == found and bool(notes) != found
+        assert not parts.resolve_compile(replace(BREAKOUT, compile=False), cpu, [])
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    for replay_ratio, act in ((3.9, 1), (4.0, 3)):
+        asked = replace(BREAKOUT, env_threads=2, torch_threads=3, replay_ratio=replay_ratio)
+        assert parts.resolve_threads(asked, cpu) == (2, act, 3)
+    chosen = replace(BREAKOUT, env_threads=0, torch_threads=0, num_envs=64)
+    for ranks in (1, 4, 16):
+        env, act, learn = parts.resolve_threads(chosen, cpu, ranks)
+        assert (env, learn) == hardware.thread_counts(max(8 // ranks, 1), 64, "cpu") and act == learn
+
+
 def test_every_setting_of_the_games_reaches_those_of_training() -> None:
     settings: dict[str, Any] = {
         "sticky_actions": 0.25, "noop_max": 7, "frame_skip": 3, "full_action_set": True, "max_episode_steps": 50
@@ -115,6 +156,12 @@ def test_every_setting_of_the_games_reaches_those_of_training() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_a_lost_life_is_reaches_the_ring(terminal: bool) -> None:
     assert built(replace(BREAKOUT, life_loss_terminal=terminal)).ring.life_loss_terminal == terminal
+
+
+def test_deterministic_kernels_are_asked_for_where_the_run_is_to_be_deterministic() -> None:
+    for deterministic in (True, False):
+        built(replace(BREAKOUT, deterministic=deterministic))
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
 def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_path: Path, monkeypatch) -> None:
@@ -135,7 +182,7 @@ def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_
         games.append(run.envs._pool.spec.config.env_seed)
     run.envs.close()
     assert len({seed for seeds in games[:4] for seed in seeds}) == sum(map(len, games[:4]))
-    assert not set(games[4]) & set(games[5])
+    assert games[4] == games[2] and not set(games[4]) & set(games[5])  # of the first rank in epoch 1, and of the second
 
 
 def test_a_game_that_was_cut_is_stored_as_done_and_never_as_terminated(tmp_path: Path) -> None:
@@ -154,7 +201,7 @@ def test_td_errors_become_priorities_and_beta_reaches_the_draws(tmp_path: Path) 
         step_group(run)
     assert run.ring.priorities is not None
     weight = run.ring.priorities.weight
-    assert len(weight[weight > 0].unique()) > 1
+    assert len(weight[weight > 0].unique()) > 10  # of three batches of eight; without errors two: new ones and others
     assert float(run.ring.priorities.importance_exponent) == pytest.approx(run.importance_exponent())
     assert run.importance_exponent() > 0
     run.envs.close()
@@ -278,18 +325,23 @@ def test_a_resumed_run_takes_up_its_last_games_its_clock_and_its_logs(tmp_path: 
     config = quiet("catch", tmp_path / "run", total_frames=3_000)
     train(config)
     saved = checkpoint.load(tmp_path / "run" / "checkpoints")
+    assert saved.large is None  # nobody asked for the replay
     rows = tmp_path / "run" / "metrics.jsonl"
     kept = rows.read_text()
     rows.write_text(kept + kept.splitlines()[-1].replace(str(saved.step), str(saved.step + 1)) + "\n")
+    games = tmp_path / "run" / "episodes.csv"
+    kept_games = games.read_text() + f"1.0,9,0.5,{saved.step},0,0\n"  # ended by the checkpoint's last group
+    games.write_text(kept_games + f"1.0,9,0.5,{saved.step + 1},0,0\n")
     run = Run(config, ["test"], saved)
     run.envs.close()
-    assert rows.read_text() == kept  # of beyond the checkpoint
+    assert rows.read_text() == kept and games.read_text() == kept_games  # without those from beyond the checkpoint
+    assert run.episodes.episodes == saved.state["episodes"]
     assert list(run.episodes.last_100) == saved.state["last_100"] and len(run.episodes.last_100) == 100
     assert run.phase.seconds == saved.state["phase_seconds"] and run.phase.seconds["learn"] > 0
     with run:
         run.episodes.add(*finished_game())
         assert run.progress.wall_seconds > saved.state["wall_seconds"]
-    seconds = float((tmp_path / "run" / "episodes.csv").read_text().splitlines()[-1].split(",")[2])
+    seconds = float(games.read_text().splitlines()[-1].split(",")[2])
     assert seconds >= round(saved.state["wall_seconds"], 3) > 0
 
 
