@@ -75,7 +75,8 @@ def child(flags: argparse.Namespace) -> NoReturn:
 
 def parts(run: Run) -> dict[str, Any]:
     """Seconds of the learner's and the actor's part at this run's sizes."""
-    act = seconds_of(lambda: run.pipeline.append_and_act(epsilon=1.0, importance_exponent=0.0), run.device)
+    scheduled = {"epsilon": 1.0, "importance_exponent": 0.0, "learning_rate": run.config.learning_rate}
+    act = seconds_of(lambda: run.pipeline.append_and_act(**scheduled), run.device)
     update = seconds_of(run.pipeline.update, run.device)
     return {
         "act_seconds": act,

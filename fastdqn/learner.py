@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch._dynamo.utils
 from torch import Tensor
-from torch.optim.rmsprop import rmsprop
 
 from fastdqn import losses, rng
 from fastdqn.exploration import epsilon_greedy
@@ -70,8 +69,10 @@ class Learner:
         if not self._fused and not isinstance(optimizer, torch.optim.RMSprop):
             raise TypeError(f"optimizer={type(optimizer).__name__}: make it with fused=True")
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
-        self._create_moments()
         device = self.parameters[0].device
+        (group,) = optimizer.param_groups
+        group["lr"] = self.learning_rate = torch.tensor(float(group["lr"]), device=device)
+        self._create_moments()
         self.epsilon = torch.ones((), device=device)
         self._explore_key = rng.role_key(seed, "explore")
         # number of the group acted for, and of the update: what selects all randomness of acting and of learning
@@ -110,7 +111,7 @@ class Learner:
     def tensors(self) -> list[Tensor]:
         """Everything that acting and learning change in place."""
         counters = self.explore_counter, self.learn_counter, self.refused, self.refused_in_a_row
-        return [*self.shared(), *self._moments, self.epsilon, *counters, self._sums]
+        return [*self.shared(), *self._moments, self.epsilon, self.learning_rate, *counters, self._sums]
 
     def _create_moments(self) -> None:
         """Makes the optimiser's state now, as it is before the first step: a captured graph needs its addresses."""
@@ -275,17 +276,24 @@ class Learner:
         self, params: list[Tensor], grads: Sequence[Tensor], divisor: Tensor, bad: Tensor,
         square_avgs: list[Tensor], grad_avgs: list[Tensor], steps: list[Tensor],
     ) -> None:  # fmt: skip
-        """torch's own RMSprop, taken back where `bad` is 1. Compiled it is one pass over each tensor, eagerly a dozen."""
-        changed = [*params, *square_avgs, *grad_avgs, *steps]
-        saved = [tensor.clone() for tensor in changed]
+        """RMSprop as torch's: g / (sqrt(E[g^2] - E[g]^2) + eps), E[g] where it is centred; where `bad` is 1 nothing moves.
+
+        Compiled it is one pass over each tensor. Torch's own takes no learning rate in a tensor here.
+        """
         group = self.optimizer.param_groups[0]
-        rmsprop(
-            params, [grad / divisor for grad in grads], square_avgs, grad_avgs, [], steps, foreach=False,
-            capturable=group["capturable"], lr=group["lr"], alpha=group["alpha"], eps=group["eps"],
-            weight_decay=0.0, momentum=0.0, centered=group["centered"],
-        )  # fmt: skip
-        for tensor, old in zip(changed, saved, strict=True):
-            tensor.copy_(torch.where(bad > 0, old, tensor))
+        decay, eps = group["alpha"], group["eps"]
+
+        def move(tensor: Tensor, towards: Tensor) -> Tensor:
+            return tensor.copy_(torch.where(bad > 0, tensor, towards))
+
+        for index, (param, grad, square_avg) in enumerate(zip(params, grads, square_avgs, strict=True)):
+            grad = grad / divisor
+            variance = move(square_avg, decay * square_avg + (1 - decay) * grad**2)
+            if grad_avgs:
+                variance = variance - move(grad_avgs[index], torch.lerp(grad_avgs[index], grad, 1 - decay)) ** 2
+            move(param, param - self.learning_rate * grad / (variance.sqrt() + eps))
+        for step in steps:
+            move(step, step + 1)
 
     @property
     def _moments(self) -> list[Tensor]:

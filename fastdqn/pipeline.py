@@ -104,14 +104,16 @@ class Pipeline:
                 self._step = graph(self._step_once)
             self.sync_target = graph(learner.sync_target)  # hard update of the target network
 
-    def append_and_act(self, *, epsilon: float, importance_exponent: float) -> None:
+    def append_and_act(self, *, epsilon: float, importance_exponent: float, learning_rate: float) -> None:
         """Stores the staged group and chooses its actions, which begin their way to the host.
 
         Args:
             importance_exponent: beta of prioritised draws from here on.
+            learning_rate: of updates from here on.
         """
         torch.set_num_threads(self._act_threads)
         self._learner.epsilon.fill_(epsilon)
+        self._learner.learning_rate.fill_(learning_rate)
         if self._ring.priorities is not None:
             self._ring.priorities.importance_exponent.fill_(importance_exponent)
         self._append_and_act()

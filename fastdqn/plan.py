@@ -25,6 +25,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     target = f"target copied every {config.target_update_period:,} env steps"
     if config.polyak > 0:
         target = f"target follows by {config.polyak:g} per update"
+    falling = f", falling to {end:g}" if (end := config.learning_rate_end) != config.learning_rate else ""
     arithmetic = str(parts.learner.online.compute_dtype).removeprefix("torch.")
     kernels = "compiled" if parts.learner.compiled else "eager"
     if device.type == "cuda":
@@ -38,7 +39,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"memory    {parts.memory}",
         f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "
         f"updates of {config.batch_size} per env step, {target}",
-        f"algorithm {config.algorithm}",
+        f"algorithm {config.algorithm}, learning rate {config.learning_rate:g}{falling}",
         f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
         f"{config.epsilon_decay_steps:,} env steps",
         f"compute   {parameters:,} parameters, {arithmetic}, {kernels}; "

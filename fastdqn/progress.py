@@ -114,7 +114,7 @@ class Progress:
             gpu_memory_bytes=torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else None,
         )
 
-    def log(self, epsilon: float, eval_scores: dict[str, float]) -> None:
+    def log(self, epsilon: float, learning_rate: float, eval_scores: dict[str, float]) -> None:
         """One row of metrics.jsonl, one status, one drawing. A host sync: it reads what the learner has summed up."""
         losses, self.refused, self._refused_in_a_row = self._learner.read_metrics()
         self._losses = losses or self._losses
@@ -126,6 +126,7 @@ class Progress:
         row = {
             **snapshot.row(),
             "charts/SPS": snapshot.frames_per_second_10s / self._config.action_repeat,
+            "charts/learning_rate": learning_rate,
             "charts/refused_updates": self.refused,
             **self._losses,
             **eval_scores,

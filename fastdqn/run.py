@@ -167,6 +167,13 @@ class Run:
         between = config.importance_exponent, config.importance_exponent_end
         return line(now, config.learning_starts, config.total_env_steps, *between)
 
+    def learning_rate(self) -> float:
+        """Step size of the optimiser."""
+        config, now = self.config, self.clock.env_steps
+        assert config.learning_rate_end is not None
+        between = config.learning_rate, config.learning_rate_end
+        return line(now, config.learning_starts, config.total_env_steps, *between)
+
     def advance(self, decisions: int) -> int:
         """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""
         before = self.clock.env_steps
@@ -184,7 +191,7 @@ class Run:
         self._log_row()
 
     def _log_row(self) -> None:
-        self.progress.log(self.epsilon(), self.periodic_eval.new_scores())
+        self.progress.log(self.epsilon(), self.learning_rate(), self.periodic_eval.new_scores())
 
     def _share_episodes(self) -> None:
         """Has the first rank count the other ranks' games too."""

@@ -72,7 +72,9 @@ def step_group(run: Run) -> None:
     with phase("append"):
         run.staging.put(step)
     with phase("act"):
-        run.pipeline.append_and_act(epsilon=run.epsilon(), importance_exponent=run.importance_exponent())
+        run.pipeline.append_and_act(
+            epsilon=run.epsilon(), importance_exponent=run.importance_exponent(), learning_rate=run.learning_rate()
+        )
     if run.pipeline.queues:  # updates are only queued here, behind the actions, and run while the next group plays
         learn(run, before)
         send(run, step)

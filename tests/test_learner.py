@@ -512,6 +512,26 @@ def test_the_compiled_rmsprop_steps_as_torch_does_and_leaves_out_what_is_not_fin
             assert torch.allclose(ours_param, param, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_the_learning_rate_can_change_between_updates_also_of_a_compiled_step(name: str) -> None:
+    """The first step of both is in proportion to it."""
+    moved = []
+    for learning_rate in (None, 2e-3, 0.0):
+        torch.manual_seed(0)
+        network = QNetwork((5,), 3, encoder="mlp", hidden_size=8)
+        learner = make_learner(network, OPTIMIZERS[name](network.parameters()), compile=True)
+        learner.warm_up(vector_batch()["obs"], len(vector_batch()["obs"]))
+        assert learner.learning_rate == pytest.approx(1e-3)  # as the optimiser was made, also after the warm-up
+        if learning_rate is not None:
+            learner.learning_rate.fill_(learning_rate)
+        before = [param.detach().clone() for param in learner.parameters]
+        with torch.compiler.set_stance("fail_on_recompile"):
+            learner.update(**vector_batch())
+        moved.append(torch.cat([(old - new).flatten() for old, new in zip(before, learner.parameters, strict=True)]))
+    once, twice, never = moved
+    assert once.abs().max() > 1e-4 and torch.allclose(2 * once, twice, rtol=1e-3, atol=1e-6) and not never.any()
+
+
 OPTIMIZERS = {
     "adam": lambda params: torch.optim.Adam(params, lr=1e-3, fused=True),
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-3, alpha=0.9, centered=True, foreach=True),

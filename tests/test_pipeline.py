@@ -41,7 +41,7 @@ def test_epsilon_reaches_the_choice_of_actions(run: Run) -> None:
     choices = []
     for epsilon in (0.0, 1.0):
         for _ in range(20):
-            run.pipeline.append_and_act(epsilon=epsilon, importance_exponent=0.4)
+            run.pipeline.append_and_act(epsilon=epsilon, importance_exponent=0.4, learning_rate=1e-3)
             choices.append(run.staging.wait_for_actions().copy())
             greedy = run.learner.online(run.ring.latest(rows["env_id"])).argmax(1)
             if epsilon == 0 and not rows["life_lost"].any():

@@ -92,6 +92,25 @@ def test_every_setting_of_rmsprop_and_of_munchausen_reaches_the_learner(centered
     assert learner._munchausen == ((0.625, 0.125, -3.0) if centered else None)
 
 
+def test_the_learning_rate_falls_in_a_straight_line_to_the_end_of_the_run_and_reaches_the_updates(
+    tmp_path: Path,
+) -> None:
+    falling = {"learning_rate": 1e-3, "learning_rate_end": 2e-4, "total_frames": 3_000, "learning_starts": 1_000}
+    config = quiet("catch", tmp_path, replay_ratio=0, **falling)
+    run = Run(config, ["test"])
+    run.envs.start()
+    for _ in range(4):  # resets make no env steps
+        step_group(run)
+    assert run.learning_rate() == 1e-3
+    for env_steps, expected in ((1_000, 1e-3), (2_000, 6e-4), (3_000, 2e-4), (3_100, 2e-4)):
+        run.clock.env_steps = env_steps - run.envs.group_size
+        step_group(run)
+        assert run.clock.env_steps == env_steps
+        assert run.learning_rate() == pytest.approx(expected) == run.learner.learning_rate.item()
+    run.envs.close()
+    assert replace(config, learning_rate_end=None).resolved()[0].learning_rate_end == 1e-3
+
+
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_the_exponent_of_priorities_reaches_the_ring(prioritized: bool) -> None:
     changes = {"prioritized": True, "priority_exponent": 0.25} if prioritized else {}
