@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import arguments, bars, publish
+from benchmarks.publish import arguments, bars, keep, publish
 from benchmarks.throughput import make_run, trained, window
 from benchmarks.timing import ratios, spread, turns
 from fastdqn import learner
@@ -71,7 +71,9 @@ def main() -> None:
         rungs = [trained(run) for run in runs]
         for rung in rungs:
             window(rung, min(2.0, flags.seconds))  # games under way, learning started
-        for index in turns(range(len(rungs)), flags.repeats):
+        found = {f"{index}: {words}": rates[index] for index, words in enumerate(flags.rungs)}
+        path = flags.out / f"{flags.name}.json"
+        for index in turns(range(len(rungs)), flags.repeats, lambda: keep(flags.name, found, flags, path)):
             rates[index].append(runs[index].config.action_repeat * window(rungs[index], flags.seconds).env_steps)
     print(f"base: {flags.base}\n{flags.repeats} x {flags.seconds:g} s a rung, interleaved, frames/s")
     print(f"{'median':>9}{'lowest':>9}{'highest':>9}{'of first':>10}  flags")
