@@ -25,8 +25,9 @@ def test_turns_go_forwards_and_backwards() -> None:
 
 
 def test_after_each_turn_what_was_found_is_kept() -> None:
-    seen = []
-    for case in turns("ab", 3, lambda: seen.append("|")):
+    seen: list[str] = []
+    cases = turns("ab", 3, lambda: seen.append("|"))
+    for case in cases:
         seen += case
     assert "".join(seen) == "ab|ba|ab|"
 
@@ -163,6 +164,26 @@ def test_budgets_that_are_cut_off_leave_what_was_known(tmp_path: Path, monkeypat
         budgets.main()
     report = json.loads((tmp_path / "budgets-cpu.json").read_text())
     assert not report["complete"] and report["results"] == [{"case": "start", "values": [1.0]}]
+
+
+@pytest.mark.parametrize("switch", ["", "cudnn=benchmark", "asserts=off"])
+def test_a_switch_of_torch_holds_while_the_run_is_built(
+    switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile(*_: Any, options: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        return options
+
+    def built(*_: Any) -> tuple[bool, Any, Any]:
+        return torch.backends.cudnn.benchmark, torch.compile(print), torch.compile(print, options={"other": 1})
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(choices, "make_run", built)
+    benchmark, plain, with_options = choices.build("--env Breakout --device cuda", switch, str(tmp_path))  # type: ignore[misc]
+    assert benchmark == (switch == "cudnn=benchmark")
+    without = {"assert_indirect_indexing": False} if switch == "asserts=off" else {}
+    assert (plain or {}) == without and with_options == {"other": 1, **without}
+    assert built() == (False, None, {"other": 1})
 
 
 def test_a_report_has_its_picture_beside_it(tmp_path: Path) -> None:
