@@ -19,11 +19,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from benchmarks.publish import arguments, write
+from benchmarks.publish import arguments, keep, write
 from benchmarks.timing import device_of, last_json
 from fastdqn.config import Config
 from fastdqn.metrics import resident_bytes
@@ -31,8 +32,10 @@ from fastdqn.run import Run
 from fastdqn.trainer import no_garbage_collection, step_group
 
 
-def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
-    """One run, from its first line to `seconds` of learning."""
+def measure(
+    device: str, capacity: int, seconds: float, keep_found: Callable[[dict[str, float]], object]
+) -> dict[str, float]:
+    """One run, from its first line to `seconds` of learning; `keep_found` is given what is known so far."""
     imported, started = resident_bytes(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         config = replace(
@@ -44,6 +47,12 @@ def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
         while run.clock.env_steps == 0:
             step_group(run)
         first = time.perf_counter() - started
+        figures = {
+            "start": first - run.pipeline.compile_seconds,
+            "compile": run.pipeline.compile_seconds,
+            "ring": float(run.ring.nbytes),
+        }
+        keep_found(figures)
         with no_garbage_collection(), run:
             run.phase.seconds.update(dict.fromkeys(run.phase.seconds, 0.0))
             end = time.perf_counter() + seconds
@@ -52,6 +61,9 @@ def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
                 with run.phase("log"):
                     if run.logging:
                         run.log()
+            phases = run.phase.seconds
+            figures["logging"] = phases["log"] / sum(phases.values())
+            keep_found(figures)
             stalls = []
             for _ in range(300):
                 step_group(run)
@@ -59,14 +71,7 @@ def measure(device: str, capacity: int, seconds: float) -> dict[str, float]:
                 before = time.perf_counter()
                 run.save()
                 stalls.append(time.perf_counter() - before)
-        phases = run.phase.seconds
-        figures = {
-            "start": first - run.pipeline.compile_seconds,
-            "compile": run.pipeline.compile_seconds,
-            "logging": phases["log"] / sum(phases.values()),
-            "saving": statistics.quantiles(stalls, n=100)[98],
-            "ring": float(run.ring.nbytes),
-        }
+        figures["saving"] = statistics.quantiles(stalls, n=100)[98]
         if run.device.type == "cuda":
             figures["GPU"] = float(torch.cuda.max_memory_reserved() - run.ring.nbytes)
             figures["host"] = float(resident_bytes() - imported)
@@ -80,19 +85,24 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.child:
-        print(json.dumps(measure(flags.device, flags.replay_capacity, flags.seconds)))
+
+        def keep_found(figures: dict[str, float]) -> None:
+            found = {name: [value] for name, value in figures.items()}
+            keep("budgets", found, flags, flags.out / f"budgets-{device_of(flags.device).type}.json")
+
+        print(json.dumps(measure(flags.device, flags.replay_capacity, flags.seconds, keep_found)))
         return 0
     device = device_of(flags.device)
     with tempfile.TemporaryDirectory() as cache:
         figures = last_json(
             [sys.executable, "-m", "benchmarks.budgets", "--child", "--device", flags.device, "--seconds",
-             str(flags.seconds), "--replay-capacity", str(flags.replay_capacity)],
+             str(flags.seconds), "--replay-capacity", str(flags.replay_capacity), "--out", str(flags.out)],
             environment={"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"},
         )  # fmt: skip
     ring = 7.06e9 * flags.replay_capacity / 1e6 * 1.005
     budgets = {"start": 15.0, "compile": 60.0, "logging": 0.01, "saving": 0.05, "ring": ring, "GPU": 1.5e9, "host": 2e9}
-    rows = [{"name": name, "measured": value, "budget": budgets[name], "held": value <= budgets[name]}
-            for name, value in figures.items()]  # fmt: skip
+    rows = [{"name": name, "measured": figures[name], "budget": budget, "held": figures[name] <= budget}
+            for name, budget in budgets.items() if name in figures]  # fmt: skip
     for row in rows:
         print(
             f"{row['name']:9}{row['measured']:>18,.4g}  of {row['budget']:>14,.4g}  {'held' if row['held'] else 'NOT HELD'}"

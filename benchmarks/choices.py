@@ -7,18 +7,22 @@ A switch by itself needs a space in front, " --no-compile". Each rung has the ba
 the others are compared with, turn by turn. As in the ladder all rungs play uniformly random actions and learn from the
 first moment on. On a GPU alone: `rows=eager` leaves the replay's arithmetic of rows and returns uncompiled; `wait=block`
 puts the host to sleep while it waits for actions, instead of asking again and again, which takes a core from the games;
-`layout=auto` leaves the convolutions' layout to torch.compile; `combo=on` has it put independent kernels into one.
+`layout=auto` leaves the convolutions' layout to torch.compile; `combo=on` has it put independent kernels into one;
+`asserts=off` has it leave out the checks that indices are within bounds; `cudnn=benchmark` has cuDNN time its algorithms
+for each convolution, where it would choose by rule.
 """
 
 import contextlib
 import io
 import tempfile
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import arguments, bars, publish
+from benchmarks.publish import arguments, bars, keep, publish
 from benchmarks.throughput import make_run, trained, window
 from benchmarks.timing import ratios, spread, turns
 from fastdqn import learner
@@ -27,8 +31,17 @@ from fastdqn.replay import ReplayRing
 from fastdqn.run import Run
 from fastdqn.trainer import no_garbage_collection
 
-GPU_SWITCHES = ("wait=block", "layout=auto", "rows=eager", "combo=on")
+GPU_SWITCHES = ("wait=block", "layout=auto", "rows=eager", "combo=on", "cudnn=benchmark", "asserts=off")
 BASE = "--env Breakout --num-envs 64 --batch-size 256 --replay-ratio 8 --replay-capacity 200k"
+
+
+def without_asserts(compile: Callable) -> Callable:
+    """torch.compile with the option; set for the whole process, it would take what an equal rung has compiled with them."""
+
+    def compiled(*args: Any, options: dict[str, Any] | None = None, **flags: Any) -> Any:
+        return compile(*args, options={**(options or {}), "assert_indirect_indexing": False}, **flags)
+
+    return compiled
 
 
 def build(base: str, words: str, folder: str) -> Run:
@@ -49,6 +62,11 @@ def build(base: str, words: str, folder: str) -> Run:
             patches.enter_context(patch.object(learner, "CUDA_COMPILE", both))
         if "rows=eager" in switches:
             patches.enter_context(patch.object(ReplayRing, "compile", lambda *_, **__: None))
+        if "asserts=off" in switches:
+            patches.enter_context(patch.object(torch, "compile", without_asserts(torch.compile)))
+        if "cudnn=benchmark" in switches:  # what it chooses in the warm-up is captured
+            patches.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+            torch.backends.cudnn.benchmark = True
         run = make_run(config, config.replay_ratio, folder)  # compiles and captures
     if "wait=block" in switches:
         run.staging._arrived = torch.cuda.Event(blocking=True)
@@ -71,7 +89,9 @@ def main() -> None:
         rungs = [trained(run) for run in runs]
         for rung in rungs:
             window(rung, min(2.0, flags.seconds))  # games under way, learning started
-        for index in turns(range(len(rungs)), flags.repeats):
+        found = {f"{index}: {words}": rates[index] for index, words in enumerate(flags.rungs)}
+        path = flags.out / f"{flags.name}.json"
+        for index in turns(range(len(rungs)), flags.repeats, lambda: keep(flags.name, found, flags, path)):
             rates[index].append(runs[index].config.action_repeat * window(rungs[index], flags.seconds).env_steps)
     print(f"base: {flags.base}\n{flags.repeats} x {flags.seconds:g} s a rung, interleaved, frames/s")
     print(f"{'median':>9}{'lowest':>9}{'highest':>9}{'of first':>10}  flags")

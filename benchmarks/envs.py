@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from matplotlib.axes import Axes
 
-from benchmarks.publish import arguments, bars, publish
+from benchmarks.publish import arguments, bars, keep, publish
 from benchmarks.throughput import Rung, alone, window
 from benchmarks.timing import ratios, spread, turns
 from fastdqn.envs import VectorEnv
@@ -81,7 +81,8 @@ def main() -> None:
     for _, rung in pools.values():
         window(rung, 0.5)
     rates: dict[Case, list[float]] = {case: [] for case in cases}
-    for case in turns(cases, count):
+    path = flags.out / f"{flags.name}.json"
+    for case in turns(cases, count, lambda: keep(flags.name, rates, flags, path)):
         rates[case].append(window(pools[case][1], seconds).env_steps)
     frame_skip = pools[base][0].frame_skip
     for envs, _ in pools.values():

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import nn
 
-from benchmarks.publish import arguments, bars, publish
+from benchmarks.publish import arguments, bars, keep, publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
 from fastdqn.config import Config, load_preset
 from fastdqn.graphs import Graph, preserved
@@ -152,7 +152,8 @@ def price_parts(flags: argparse.Namespace, device: torch.device, threads: int, c
     before = seconds_of(plain)
     times: dict[str, list[float]] = {"plain DQN": [before], **{name: [] for name in cases}}
     around: dict[str, list[float]] = {name: [] for name in cases}  # mean of plain DQN's windows before and after
-    for name in turns(cases, count):
+    title = f"{flags.name}-{device.type}"
+    for name in turns(cases, count, lambda: keep(title, times, flags, flags.out / f"{title}.json")):
         times[name].append(seconds_of(cases[name]))
         after = seconds_of(plain)
         times["plain DQN"].append(after)
@@ -180,7 +181,7 @@ def price_parts(flags: argparse.Namespace, device: torch.device, threads: int, c
         axes.set(xlabel="samples learned per second, as a share of plain DQN's")
 
     settings = {"threads": threads, "turns": count, "seconds": seconds, "precision": precision, "batch_size": BATCH}
-    publish(f"{flags.name}-{device.type}", results, flags, settings, draw)
+    publish(title, results, flags, settings, draw)
 
 
 def main() -> None:
@@ -219,7 +220,8 @@ def main() -> None:
     times: dict[tuple[str, int | str], list[float]] = {case: [] for case in cases}
     for case in cases.values():
         seconds_a_call(case, seconds, device)  # warm-up
-    for case in turns(cases, count):
+    name = f"learner-{device.type}"
+    for case in turns(cases, count, lambda: keep(name, times, flags, flags.out / f"{name}.json")):
         times[case].append(seconds_a_call(cases[case], seconds, device))
     figures = {case: spread(values) for case, values in times.items()}
     work, outputs = work_per_sample()
@@ -269,7 +271,7 @@ def main() -> None:
 
     settings = {"threads": threads, "turns": count, "seconds": seconds, "flop_per_sample": work,
                 "copy_bytes_per_second": bandwidth}  # fmt: skip
-    publish(f"learner-{device.type}", results, flags, settings, draw)
+    publish(name, results, flags, settings, draw)
 
 
 if __name__ == "__main__":

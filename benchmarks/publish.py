@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastdqn.machine import hardware
+from fastdqn.run_folder import replace_text
 
 # where a file went, which would be a path of one machine, and what a benchmark tells its own child processes
 NOT_RECORDED = ("out", "json", "child", "cores")
@@ -33,13 +34,35 @@ def write(
     Args:
         settings: what the flags do not say: values that were derived, or that --quick put in their place.
     """
+    report = _report(name, results, flags, path, settings or {}, complete=True)
+    print(json.dumps(report))
+    return report
+
+
+def keep(
+    name: str,
+    found: Mapping[Any, Sequence[Any]],
+    flags: argparse.Namespace,
+    path: Path | None,
+    done: Sequence[Any] = (),
+) -> None:
+    """Writes what benchmark `name` has `found` so far, the values of each case, to the `path` of its report.
+
+    Marked as incomplete; `done` is what its results have already.
+    """
+    windows = [{"case": str(case), "values": list(values)} for case, values in found.items()]
+    _report(name, [*done, *windows], flags, path, {}, complete=False)
+
+
+def _report(
+    name: str, results: Any, flags: argparse.Namespace, path: Path | None, settings: dict[str, Any], *, complete: bool
+) -> dict[str, Any]:
     given = {flag: value for flag, value in vars(flags).items() if flag not in NOT_RECORDED}
-    report = {"benchmark": name, **(settings or {}), "flags": given, "environment": hardware.environment(),
+    report = {"benchmark": name, "complete": complete, **settings, "flags": given, "environment": hardware.environment(),
               "results": results}  # fmt: skip
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+        replace_text(path, json.dumps(report, indent=2) + "\n")
     return report
 
 

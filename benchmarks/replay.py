@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.publish import arguments, publish
+from benchmarks.publish import arguments, keep, publish
 from benchmarks.timing import device_of, ratios, seconds_a_call, spread, turns
 from fastdqn.graphs import Graph
 from fastdqn.machine import hardware
@@ -79,7 +79,8 @@ def main() -> None:
     times: dict[tuple[int, str, int], list[float]] = {case: [] for case in cases}
     for graph in cases.values():
         seconds_a_call(graph, seconds, device)  # warm-up
-    for case in turns(cases, count):
+    name = f"replay-{device.type}"
+    for case in turns(cases, count, lambda: keep(name, times, flags, flags.out / f"{name}.json")):
         times[case].append(1e6 * seconds_a_call(cases[case], seconds, device))
     capacities = sorted({case[0] for case in cases})
     print(
@@ -114,7 +115,7 @@ def main() -> None:
         axes.minorticks_off()
 
     settings = {"threads": threads, "turns": count, "seconds": seconds, "growth_1M_100k": growth}
-    publish(f"replay-{device.type}", results, flags, settings, draw)
+    publish(name, results, flags, settings, draw)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.publish import arguments, write
+from benchmarks.publish import arguments, keep, write
 from benchmarks.timing import ratios, spread, synchronise, turns
 from fastdqn.config import Config
 from fastdqn.envs import VectorEnv
@@ -150,8 +150,15 @@ def limit(phase_seconds: dict[str, float]) -> str:
     return f"{words[longest]} ({phase_seconds[longest] / sum(phase_seconds.values()):.0%} of the loop)"
 
 
-def ladder(config: Config, replay_ratios: list[float], seconds: float, repeats: int, sizes: list[int]) -> dict:
-    """All rungs for one num_envs. Rates in env steps per second."""
+def ladder(
+    config: Config,
+    replay_ratios: list[float],
+    seconds: float,
+    repeats: int,
+    sizes: list[int],
+    keep_found: Callable[[dict[str, list[Rates]]], object] = lambda _: None,
+) -> dict:
+    """All rungs for one num_envs. Rates in env steps per second. `keep_found` is called after each turn."""
     if torch.cuda.is_available():  # the last ladder's memory is not this one's
         gc.collect()
         torch.cuda.empty_cache()
@@ -171,7 +178,7 @@ def ladder(config: Config, replay_ratios: list[float], seconds: float, repeats: 
         for run in runs.values():
             run.phase.seconds.update(dict.fromkeys(run.phase.seconds, 0.0))
         found: dict[str, list[Rates]] = {name: [] for name in rungs}
-        for name in turns(rungs, repeats):
+        for name in turns(rungs, repeats, lambda: keep_found(found)):
             # the rungs that wait keep their threads idle: no group of theirs is being stepped
             found[name].append(window(rungs[name], seconds))
         rows = rows_of(found)
@@ -264,7 +271,10 @@ def main() -> None:
     for num_envs in map(int, flags.num_envs.split(",")):
         sizes = [64] if flags.quick else BEST_SIZES
         with contextlib.redirect_stdout(io.StringIO()):
-            result = ladder(replace(config, num_envs=num_envs), replay_ratios, seconds, repeats, sizes)
+            result = ladder(
+                replace(config, num_envs=num_envs), replay_ratios, seconds, repeats, sizes,
+                lambda found: keep("throughput", found, flags, flags.json, results),
+            )  # fmt: skip
         results.append(result)
         print(table(flags.env, result, seconds, repeats))
     write("throughput", results, flags, flags.json, {"seconds": seconds, "repeats": repeats})

@@ -16,11 +16,15 @@ from fastdqn.machine import hardware
 Case = TypeVar("Case")
 
 
-def turns(cases: Iterable[Case], count: int) -> Iterator[Case]:
-    """Every case once a turn, forwards and backwards in alternation, so that drift of a shared machine cancels."""
+def turns(cases: Iterable[Case], count: int, keep: Callable[[], object] = lambda: None) -> Iterator[Case]:
+    """Every case once a turn, forwards and backwards in alternation, so that drift of a shared machine cancels.
+
+    After each turn it calls `keep`, for what would be lost if the program were cut off, see `publish.keep`.
+    """
     forwards = list(cases)
     for turn in range(count):
         yield from forwards if turn % 2 == 0 else reversed(forwards)
+        keep()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

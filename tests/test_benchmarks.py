@@ -5,14 +5,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
-from benchmarks import learner, peers
-from benchmarks.publish import bars, publish, write
+from benchmarks import budgets, choices, envs, learner, peers, replay, throughput
+from benchmarks.publish import bars, keep, publish, write
 from benchmarks.throughput import Rates, Rung, alone, rows_of, window
 from benchmarks.timing import device_of, last_json, ratios, seconds_a_call, spread, turns
 from fastdqn.envs import VectorEnv
@@ -20,6 +22,14 @@ from fastdqn.envs import VectorEnv
 
 def test_turns_go_forwards_and_backwards() -> None:
     assert list(turns("abc", 3)) == list("abccbaabc")
+
+
+def test_after_each_turn_what_was_found_is_kept() -> None:
+    seen: list[str] = []
+    cases = turns("ab", 3, lambda: seen.append("|"))
+    for case in cases:
+        seen += case
+    assert "".join(seen) == "ab|ba|ab|"
 
 
 def test_a_ratio_is_of_one_turn() -> None:
@@ -77,6 +87,103 @@ def test_a_report_records_its_flags_and_no_path(tmp_path: Path, capsys: pytest.C
     assert report["flags"] == {"quick": True, "seconds": 2.0} and report["turns"] == 3
     assert str(tmp_path) not in capsys.readouterr().out
     assert json.loads((tmp_path / "new" / "some.json").read_text()) == report
+
+
+def test_a_report_is_incomplete_until_the_end(tmp_path: Path) -> None:
+    flags, path = argparse.Namespace(quick=True), tmp_path / "new" / "some.json"
+    keep("some", {("bf16", 64): [1.0, 2.0]}, flags, path, [{"earlier": 3}])
+    kept = json.loads(path.read_text())
+    assert not kept["complete"] and kept["flags"] == {"quick": True}
+    assert kept["results"] == [{"earlier": 3}, {"case": "('bf16', 64)", "values": [1.0, 2.0]}]
+    assert write("some", [], flags, path)["complete"] and json.loads(path.read_text())["complete"]
+
+
+class CutOffError(Exception):
+    """In the place of the signal that ends a benchmark."""
+
+
+CUT_OFF: dict[ModuleType, tuple[list[str], str, Any, dict[str, Any]]] = {
+    # flags, what measures, what it finds, and what takes the place of all the other work
+    choices: (["", "wait=block", "--name", "some"], "window", Rates(1.0, 0.0), {
+        "build": lambda *_: SimpleNamespace(config=SimpleNamespace(action_repeat=4)), "trained": lambda run: run,
+    }),
+    envs: (["--quick", "--name", "some"], "window", Rates(1.0, 0.0), {"build": lambda *_: (None, None)}),
+    replay: (["--device", "cpu", "--quick", "--capacities", "100000"], "seconds_a_call", 1.0, {
+        "make_ring": lambda *_: SimpleNamespace(compile=lambda *_: None), "appender": lambda *_: None,
+        "Graph": lambda *_: None,
+    }),
+    learner: (["--device", "cpu", "--quick"], "seconds_a_call", 1.0, {
+        "make_update": lambda *_: None, "products": lambda *_: {"product": None},
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "more"), [*((module, []) for module in CUT_OFF), (learner, ["--parts"])])
+def test_a_benchmark_that_is_cut_off_leaves_the_turns_that_it_had(
+    module: ModuleType, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, measure, value, others = CUT_OFF[module]
+
+    def measured(*_: Any) -> Any:
+        if any(tmp_path.glob("*.json")):  # after the first turn
+            raise CutOffError
+        return value
+
+    for name, replacement in {**others, measure: measured}.items():
+        monkeypatch.setattr(module, name, replacement)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags, *more, "--out", str(tmp_path)])
+    with pytest.raises(CutOffError):
+        module.main()
+    (path,) = tmp_path.glob("*.json")
+    report = json.loads(path.read_text())
+    assert not report["complete"] and len(report["results"]) >= 2 and all(row["values"] for row in report["results"])
+
+
+def test_a_ladder_that_is_cut_off_leaves_the_turns_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*parts: Any) -> dict:
+        parts[-1]({"act": [Rates(1.0, 2.0)]})
+        raise CutOffError
+
+    monkeypatch.setattr(throughput, "ladder", cut_off)
+    monkeypatch.setattr(sys, "argv", ["throughput", "--json", str(tmp_path / "some.json")])
+    with pytest.raises(CutOffError):
+        throughput.main()
+    report = json.loads((tmp_path / "some.json").read_text())
+    assert not report["complete"] and report["results"] == [{"case": "act", "values": [[1.0, 2.0]]}]
+
+
+def test_budgets_that_are_cut_off_leave_what_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*parts: Any) -> dict:
+        parts[-1]({"start": 1.0})
+        raise CutOffError
+
+    monkeypatch.setattr(budgets, "measure", cut_off)
+    monkeypatch.setattr(sys, "argv", ["budgets", "--child", "--device", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(CutOffError):
+        budgets.main()
+    report = json.loads((tmp_path / "budgets-cpu.json").read_text())
+    assert not report["complete"] and report["results"] == [{"case": "start", "values": [1.0]}]
+
+
+@pytest.mark.parametrize("switch", ["", "cudnn=benchmark", "asserts=off"])
+def test_a_switch_of_torch_holds_while_the_run_is_built(
+    switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile(*_: Any, options: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        return options
+
+    def built(*_: Any) -> tuple[bool, Any, Any]:
+        return torch.backends.cudnn.benchmark, torch.compile(print), torch.compile(print, options={"other": 1})
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(choices, "make_run", built)
+    benchmark, plain, with_options = choices.build("--env Breakout --device cuda", switch, str(tmp_path))  # type: ignore[misc]
+    assert benchmark == (switch == "cudnn=benchmark")
+    without = {"assert_indirect_indexing": False} if switch == "asserts=off" else {}
+    assert (plain or {}) == without and with_options == {"other": 1, **without}
+    assert built() == (False, None, {"other": 1})
 
 
 def test_a_report_has_its_picture_beside_it(tmp_path: Path) -> None:
