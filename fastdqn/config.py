@@ -451,17 +451,41 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Config:
     """The defaults with a preset's values put in; a name that ends in .toml is a file, one's own or a run's config.toml.
 
-    A file's settings are called as the file is, unless it says whose they are, as a config.toml does.
+    A file that names a preset begins with that one's values and is called as it is, else with the defaults and its own name.
 
     Raises:
         UsageError: no such preset; names the nearest ones. Or a file that is not one, or has a preset's name.
     """
-    called, source = name, f"preset {name}"
-    if name.endswith(".toml"):
-        called, source = Path(name).stem, name
-        if called in preset_names():
-            raise UsageError(f"preset={name}: {called} is a preset that ships with fastdqn; give the file another name")
-    return Config(preset=called).updated(_parse(preset_text(name), source), source)
+    if not name.endswith(".toml"):
+        return Config(preset=name).updated(_parse(preset_text(name), name), f"preset {name}")
+    names, base = preset_names(), Config(preset=Path(name).stem)
+    if base.preset in names:
+        raise UsageError(
+            f"preset={name}: {base.preset} is a preset that ships with fastdqn; give the file another name"
+        )
+    values = _parse(preset_text(name), name)
+    of = values.get("preset")
+    if of in names:
+        base = load_preset(of)
+    elif "preset" in values and not all(field.name in values for field in fields(Config) if field.default is not None):
+        # a run's config.toml has every field, and may have the name of the file that the run was made with
+        raise UsageError(
+            f"{name}: preset={_shown(of)}: no such preset ships with fastdqn; name one of fastdqn presets, or leave it out"
+        )
+    return base.updated(values, name)
+
+
+def unchanged(config: Config) -> Config:
+    """The config's preset as `train` would resolve it for this config's env: what is derived from the env is no difference."""
+    preset = load_preset(config.preset) if config.preset in preset_names() else Config()
+    base = preset.resolved()[0]
+    if config.env == base.env:
+        return base
+    try:
+        for_env, _ = replace(preset, env=config.env).resolved()
+    except UsageError:  # the preset cannot play this env: everything counts as a difference
+        return base
+    return replace(for_env, env=base.env)
 
 
 def preset_text(name: str) -> str:

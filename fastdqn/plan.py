@@ -1,12 +1,13 @@
 """What a run is about to do, in words: printed before its first game, in env steps and frames, with all that was derived."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from fastdqn import __version__
-from fastdqn.config import Config
+from fastdqn.config import NOT_LEARNING, Config, preset_names, unchanged
 from fastdqn.machine import hardware
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
@@ -32,6 +33,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     lines = [
         f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {cores(hardware.cores())}",
         f"run       {folder}",
+        f"preset    {preset_and_changes(config)}",
         f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, {cap}{fire}",
         f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
         f"replay    {ring.num_envs * ring.lane_length:,} frames in {ring.num_envs} lanes of {ring.lane_length:,}",
@@ -49,3 +51,12 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     if device.type == "cpu" and config.preset == "fast" and config.replay_ratio == Config.replay_ratio:
         more.append("preset fast is made for a GPU; on a CPU --preset cpu learns sooner")
     return lines + [f"note      {note}" for note in [*notes, *filter(None, more)]]
+
+
+def preset_and_changes(config: Config) -> str:
+    """The preset, and what flags and a file changed of it."""
+    before, shown = unchanged(config), {"env", "preset", "seed", *NOT_LEARNING}
+    names = [field.name for field in fields(config) if field.name not in shown]
+    changed = [f"{name} {getattr(config, name)}" for name in names if getattr(config, name) != getattr(before, name)]
+    base = "" if config.preset in preset_names() else " (the defaults)"
+    return f"{config.preset}{base}{', but for ' if changed else ''}{', '.join(changed)}"
