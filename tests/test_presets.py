@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -119,6 +120,21 @@ def test_the_command_lists_all_presets_and_prints_one(capsys: pytest.CaptureFixt
     assert rainbow["changes"]["head"] == "c51" and rainbow["values"] == asdict(load_preset("rainbow"))
     assert main(["presets", "rainbowl"]) == 2
     assert "the nearest are rainbow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "mine.toml"])
+def test_a_preset_is_printed_with_every_value_and_is_the_same_as_a_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('preset = "rainbow"\n\n# games\nnum_envs = 32  # few')
+    assert main(["presets", name]) == 0
+    printed = capsys.readouterr().out
+    Path("printed.toml").write_text(printed)
+    assert replace(load_preset("printed.toml"), preset="any") == replace(load_preset(name), preset="any")
+    unset = {"preset", *(field.name for field in fields(Config) if field.default is None)}
+    assert {field.name for field in fields(Config)} - unset <= tomllib.loads(printed).keys()
+    assert printed.startswith(config_module.preset_text(name).rstrip() + "\n\n# what it takes over:\n")
 
 
 @pytest.mark.parametrize(
