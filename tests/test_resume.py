@@ -78,7 +78,7 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
             step_group(run)
     saved = checkpoint.load(tmp_path / "run" / "checkpoints")
     updates, steps = saved.state["updates"], saved.state["env_steps"]
-    capsys.readouterr()
+    assert capsys.readouterr().out.endswith(f"; go on with fastdqn resume {tmp_path / 'run'}\n")
     assert main(["resume", str(tmp_path / "run"), "--json"]) == 0
     printed = capsys.readouterr()
     summary = json.loads(printed.out.splitlines()[-1])
@@ -86,6 +86,8 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
     assert said in printed.err
     assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
     assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
+    score, run = f"score {summary['score_mean_100']:.2f} over the last 100 games", str(tmp_path / "run")
+    assert f"finished: {run}\n{score}, " in printed.err and printed.err.endswith(f"or fastdqn eval {run}\n")
     assert main(["resume", str(tmp_path / "run")]) == 2
     assert "it has finished" in capsys.readouterr().err
 
