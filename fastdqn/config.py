@@ -282,13 +282,13 @@ class Config:
             value, default, setting = getattr(self, field), getattr(Config, field), getattr(self, switch)
             if setting in wanted or value == default:
                 continue
-            remedy = f"use {switch}={' or '.join(map(str, wanted))}, or {field}={default}"
+            remedy = f"use {_flag(switch, *wanted)}, or {_flag(field, default)}"
             if value != getattr(preset, field):
                 useless.append(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
             else:
                 notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
         if self.eval_episodes != Config.eval_episodes and self.eval_period_frames == 0:
-            useless.append(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give eval_period_frames too")
+            useless.append(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give --eval-period-frames too")
         for field in () if self.name.is_atari else _ATARI_ONLY:
             value = getattr(self, field)
             if value and value not in (getattr(Config, field), getattr(preset, field)):  # resolved, sticky is 0
@@ -534,6 +534,14 @@ def _shown(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:
         return "(a number of more than 4,300 digits)"
+
+
+def _flag(field: str, *values: Any) -> str:
+    """As on a command line: --head qrdqn or iqn, --no-double."""
+    name = field.replace("_", "-")
+    if isinstance(values[0], bool):
+        return f"--{name}" if values[0] else f"--no-{name}"
+    return f"--{name} {' or '.join(map(str, values))}"
 
 
 def _bound(value: float) -> str:

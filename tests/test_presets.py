@@ -87,11 +87,20 @@ def test_the_algorithm_learns_catch(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "mse", "head": "c51"}, "loss=mse: has no effect with head=c51; use head=q, or loss=auto"),
-        ({"num_atoms": 21}, "num_atoms=21: has no effect with head=q; use head=c51, or num_atoms=51"),
-        ({"num_quantiles": 8}, "num_quantiles=8: has no effect with head=q; use head=qrdqn or iqn"),
-        ({"priority_exponent": 0.7}, "priority_exponent=0.7: has no effect with prioritized=False"),
-        ({"spectral_norm": True}, "spectral_norm=True: has no effect with encoder=auto; use encoder=impala"),
+        ({"loss": "mse", "head": "c51"}, "loss=mse: has no effect with head=c51; use --head q, or --loss auto"),
+        ({"num_atoms": 21}, "num_atoms=21: has no effect with head=q; use --head c51, or --num-atoms 51"),
+        (
+            {"num_quantiles": 8},
+            "num_quantiles=8: has no effect with head=q; use --head qrdqn or iqn, or --num-quantiles 200",
+        ),
+        (
+            {"priority_exponent": 0.7},
+            "priority_exponent=0.7: has no effect with prioritized=False; use --prioritized, or --priority-exponent 0.5",
+        ),
+        (
+            {"spectral_norm": True},
+            "spectral_norm=True: has no effect with encoder=auto; use --encoder impala, or --no-spectral-norm",
+        ),
         ({"rmsprop_centered": True}, "rmsprop_centered=True: has no effect with optimizer=adam"),
         ({"munchausen_floor": -2.0}, "munchausen_floor=-2.0: has no effect with munchausen=False"),
         ({"observation": "crop", "resize": "device"}, "resize=device: has no effect with observation=crop"),
