@@ -286,13 +286,13 @@ class Config:
             value, default, setting = getattr(self, field), getattr(Config, field), getattr(self, switch)
             if setting in wanted or value == default:
                 continue
-            remedy = f"use {switch}={' or '.join(map(str, wanted))}, or {field}={default}"
+            remedy = f"use {_flag(switch, *wanted)}, or {_flag(field, default)}"
             if value != getattr(preset, field):
                 useless.append(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
             else:
                 notes.append(f"{field}={value} of preset {self.preset} has no effect with {switch}={setting}")
         if self.eval_episodes != Config.eval_episodes and self.eval_period_frames == 0:
-            useless.append(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give eval_period_frames too")
+            useless.append(f"eval_episodes={self.eval_episodes}: nothing is evaluated; give --eval-period-frames too")
         for field in () if self.name.is_atari else _ATARI_ONLY:
             value = getattr(self, field)
             if value and value not in (getattr(Config, field), getattr(preset, field)):  # resolved, sticky is 0
@@ -456,17 +456,41 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Config:
     """The defaults with a preset's values put in; a name that ends in .toml is a file, one's own or a run's config.toml.
 
-    A file's settings are called as the file is, unless it says whose they are, as a config.toml does.
+    A file that names a preset begins with that one's values and is called as it is, else with the defaults and its own name.
 
     Raises:
         UsageError: no such preset; names the nearest ones. Or a file that is not one, or has a preset's name.
     """
-    called, source = name, f"preset {name}"
-    if name.endswith(".toml"):
-        called, source = Path(name).stem, name
-        if called in preset_names():
-            raise UsageError(f"preset={name}: {called} is a preset that ships with fastdqn; give the file another name")
-    return Config(preset=called).updated(_parse(preset_text(name), source), source)
+    if not name.endswith(".toml"):
+        return Config(preset=name).updated(_parse(preset_text(name), name), f"preset {name}")
+    names, base = preset_names(), Config(preset=Path(name).stem)
+    if base.preset in names:
+        raise UsageError(
+            f"preset={name}: {base.preset} is a preset that ships with fastdqn; give the file another name"
+        )
+    values = _parse(preset_text(name), name)
+    of = values.get("preset")
+    if of in names:
+        base = load_preset(of)
+    elif "preset" in values and not all(field.name in values for field in fields(Config) if field.default is not None):
+        # a run's config.toml has every field, and may have the name of the file that the run was made with
+        raise UsageError(
+            f"{name}: preset={_shown(of)}: no such preset ships with fastdqn; name one of fastdqn presets, or leave it out"
+        )
+    return base.updated(values, name)
+
+
+def unchanged(config: Config) -> Config:
+    """The config's preset as `train` would resolve it for this config's env: what is derived from the env is no difference."""
+    preset = load_preset(config.preset) if config.preset in preset_names() else Config()
+    base = preset.resolved()[0]
+    if config.env == base.env:
+        return base
+    try:
+        for_env, _ = replace(preset, env=config.env).resolved()
+    except UsageError:  # the preset cannot play this env: everything counts as a difference
+        return base
+    return replace(for_env, env=base.env)
 
 
 def preset_text(name: str) -> str:
@@ -515,6 +539,14 @@ def _shown(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:
         return "(a number of more than 4,300 digits)"
+
+
+def _flag(field: str, *values: Any) -> str:
+    """As on a command line: --head qrdqn or iqn, --no-double."""
+    name = field.replace("_", "-")
+    if isinstance(values[0], bool):
+        return f"--{name}" if values[0] else f"--no-{name}"
+    return f"--{name} {' or '.join(map(str, values))}"
 
 
 def _bound(value: float) -> str:

@@ -6,9 +6,11 @@ emulator's host thread would pay for it at random moments.
 
 import errno
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
@@ -142,6 +144,22 @@ def plain_line(s: Snapshot) -> str:
         f" loss={or_dash(s.loss, '.4f')} q={or_dash(s.q_mean, '.3f')} updates={count(s.updates)} episodes={count(s.episodes)}"
         f" mem={s.memory_bytes / 1e9:.1f}G{gpu} eta={eta}"
     )
+
+
+def ending(state: str, folder: Path, figures: Mapping[str, Any], *, resumable: bool) -> list[str]:
+    """How a run ended: its state and folder, and unless it failed, its result and what to do with it next."""
+    if state == "failed":
+        return [f"{state}: {folder}"]
+    run, score, games = shlex.quote(str(folder)), figures["score_mean_100"], min(figures["episodes"], 100)
+    result = (
+        "no game has ended" if score is None else f"score {score:.2f} over the last {games} game{'s' * (games != 1)}"
+    )
+    result += f", {count(figures['frames'])} frames, {duration(figures['wall_seconds'])}"
+    if state == "finished":
+        result += f"; next: fastdqn play {run}, or fastdqn eval {run}"
+    elif resumable:
+        result += f"; go on with fastdqn resume {run}"
+    return [f"{state}: {folder}", result]
 
 
 def panel(s: Snapshot, width: int) -> Panel:

@@ -1,16 +1,20 @@
 """What a run is about to do, in words: printed before its first game, in env steps and frames, with all that was derived."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from fastdqn import __version__
-from fastdqn.config import Config
+from fastdqn.config import NOT_LEARNING, Config, load_preset, preset_names, unchanged
 from fastdqn.machine import hardware
 from fastdqn.parts import Parts
 from fastdqn.schedules import LearningSchedule
 from fastdqn.units import cores
+
+# presets made for the one task that they name; btr names one for its sticky actions
+ONE_TASK = ("breakout-tutorial", "cartpole", "catch", "lunar-lander", "quick", "space-invaders-tutorial")
 
 
 def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path, notes: Sequence[str]) -> list[str]:
@@ -33,6 +37,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     lines = [
         f"fastdqn {__version__} · torch {torch.__version__} · {gpu}, {cores(hardware.cores())}",
         f"run       {folder}",
+        f"preset    {preset_and_changes(config)}",
         f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, {cap}{fire}",
         f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
         f"replay    {ring.num_envs * ring.lane_length:,} frames in {ring.num_envs} lanes of {ring.lane_length:,}",
@@ -46,7 +51,30 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
         f"{', ' + parts.screen.on_device if parts.screen.on_device else ''}",
     ]
-    more = [hardware.nvidia_without_cuda()]
-    if device.type == "cpu" and config.preset == "fast" and config.replay_ratio == Config.replay_ratio:
-        more.append("preset fast is made for a GPU; on a CPU --preset cpu learns sooner")
+    more = [hardware.nvidia_without_cuda(), better_preset(config, device.type)]
     return lines + [f"note      {note}" for note in [*notes, *filter(None, more)]]
+
+
+def preset_and_changes(config: Config) -> str:
+    """The preset, and what flags and a file changed of it."""
+    before, shown = unchanged(config), {"env", "preset", "seed", *NOT_LEARNING}
+    names = [field.name for field in fields(config) if field.name not in shown]
+    changed = [f"{name} {getattr(config, name)}" for name in names if getattr(config, name) != getattr(before, name)]
+    base = "" if config.preset in preset_names() else " (the defaults)"
+    return f"{config.preset}{base}{', but for ' if changed else ''}{', '.join(changed)}"
+
+
+def better_preset(config: Config, device: str) -> str:
+    """Which preset this task and device would rather have; "" if this one."""
+    preset, env, is_atari = config.preset, config.name.canonical, config.name.is_atari
+    tasks = {name: load_preset(name).name.canonical for name in ONE_TASK}
+    own = "" if is_atari else next((name for name, task in tasks.items() if task == env), "")
+    if preset in ("fast", "cpu") and own:
+        return f"preset {preset} is made for Atari; for {env} take --preset {own}"
+    if preset == "fast" and is_atari and device == "cpu" and config.replay_ratio == Config.replay_ratio:
+        return "preset fast is made for a GPU; on a CPU --preset cpu learns sooner"
+    better = own or ("" if not is_atari else "cpu" if device == "cpu" else "fast")
+    if tasks.get(preset, env) == env or not better:
+        return ""
+    dies = ", and its network dies on Pong" if preset == "quick" and config.weight_init == "torch" else ""
+    return f"preset {preset} is made for {tasks[preset]}{dies}; for {env} take --preset {better}"

@@ -14,7 +14,7 @@ import torch
 from fastdqn import large_tensors, runs
 from fastdqn.checkpoint import Checkpoint
 from fastdqn.config import Config
-from fastdqn.dashboard import Dashboard
+from fastdqn.dashboard import Dashboard, ending
 from fastdqn.distributed import RankLostError, join
 from fastdqn.errors import refused_in_one_line
 from fastdqn.logs import Logs
@@ -290,7 +290,8 @@ class Run:
             self.periodic_eval.stop()
             self._logs.close(state, **figures)
             self.dashboard.close()
-            self.dashboard.say(f"{state}: {self.folder.path}")
+            resumable = self._saver.saved is not None
+            self.dashboard.say(*ending(state, self.folder.path, figures, resumable=resumable))
             self.envs.close()
             self.folder.release()
 

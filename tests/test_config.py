@@ -168,12 +168,31 @@ def test_a_file_of_settings_is_a_preset(tmp_path: Path) -> None:
     assert train_config([f"--preset={run}"], prog="fastdqn train") == resolved
 
 
+def test_a_file_that_names_a_preset_begins_with_its_values(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('preset = "rainbow"\nenv = "Pong"\nn_step = 5\n')
+    config = train_config(["--preset", str(mine), "--seed", "7"], prog="fastdqn train")
+    assert config == replace(load_preset("rainbow"), env="Pong", n_step=5, seed=7)
+
+
+@pytest.mark.parametrize("preset", ["quick", "slow-start"])
+def test_a_runs_config_is_read_as_it_was_written_though_its_preset_has_changed_or_was_a_file(
+    preset: str, tmp_path: Path
+) -> None:
+    then = replace(Config(), preset=preset, env="Pong", batch_size=32, n_step=1).resolved()[0]
+    assert then.preset not in preset_names() or then.batch_size != load_preset(preset).batch_size
+    (tmp_path / "config.toml").write_text(then.to_toml())
+    assert load_preset(str(tmp_path / "config.toml")) == Config.load(tmp_path / "config.toml") == then
+
+
 @pytest.mark.parametrize(
     ("name", "text", "refusal"),
     [
         ("none.toml", None, r"preset=.*none\.toml: cannot be read .*No such file"),
         ("fast.toml", "seed = 2\n", r"preset=.*fast\.toml: fast is a preset that ships with fastdqn; .*another name"),
         ("mine.toml", "sede = 2\n", r"mine\.toml: unknown field sede; did you mean seed"),
+        ("mine.toml", 'preset = "rainbwo"\n', r"mine\.toml: preset='rainbwo': no such preset .* or leave it out"),
+        ("mine.toml", "preset = 3\n", r"mine\.toml: preset=3: no such preset"),
         ("mine.toml", "seed = [\n", r"mine\.toml: not TOML"),
         ("mine.toml", f"env = '{'x' * 20_000}'\n", r"preset=.*mine\.toml: has more than 16,384 bytes"),
     ],

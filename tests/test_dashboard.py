@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fastdqn.dashboard import Dashboard, Lasting, panel, plain_line
+from fastdqn.dashboard import Dashboard, Lasting, ending, panel, plain_line
 from fastdqn.metrics import Snapshot
 from fastdqn.units import clock, cores, count, duration
 
@@ -184,3 +184,22 @@ def test_without_a_garbage_collector_a_write_that_fails_leaves_nothing_behind(ca
 
 def test_one_core_is_no_plural() -> None:
     assert [cores(1), cores(4), cores("?")] == ["1 core", "4 cores", "? cores"]
+
+
+@pytest.mark.parametrize(
+    ("state", "figures", "resumable", "said"),
+    [
+        ("finished", {}, True, "score 14.60 over the last 100 games, 12.3M frames, 5m12s; next: fastdqn play 'a run', or fastdqn eval 'a run'"),
+        ("interrupted", {"episodes": 1}, True, "score 14.60 over the last 1 game, 12.3M frames, 5m12s; go on with fastdqn resume 'a run'"),
+        ("interrupted", {"episodes": 0, "score_mean_100": None}, False, "no game has ended, 12.3M frames, 5m12s"),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_run_says_its_result_and_what_to_do_next(
+    state: str, figures: dict, resumable: bool, said: str
+) -> None:
+    figures = {**vars(SNAPSHOT), **figures}
+    assert ending(state, Path("a run"), figures, resumable=resumable) == [f"{state}: a run", said]
+
+
+def test_a_run_that_failed_leaves_the_word_to_its_error() -> None:
+    assert ending("failed", Path("a run"), {}, resumable=True) == ["failed: a run"]

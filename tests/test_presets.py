@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -86,11 +87,20 @@ def test_the_algorithm_learns_catch(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "mse", "head": "c51"}, "loss=mse: has no effect with head=c51; use head=q, or loss=auto"),
-        ({"num_atoms": 21}, "num_atoms=21: has no effect with head=q; use head=c51, or num_atoms=51"),
-        ({"num_quantiles": 8}, "num_quantiles=8: has no effect with head=q; use head=qrdqn or iqn"),
-        ({"priority_exponent": 0.7}, "priority_exponent=0.7: has no effect with prioritized=False"),
-        ({"spectral_norm": True}, "spectral_norm=True: has no effect with encoder=auto; use encoder=impala"),
+        ({"loss": "mse", "head": "c51"}, "loss=mse: has no effect with head=c51; use --head q, or --loss auto"),
+        ({"num_atoms": 21}, "num_atoms=21: has no effect with head=q; use --head c51, or --num-atoms 51"),
+        (
+            {"num_quantiles": 8},
+            "num_quantiles=8: has no effect with head=q; use --head qrdqn or iqn, or --num-quantiles 200",
+        ),
+        (
+            {"priority_exponent": 0.7},
+            "priority_exponent=0.7: has no effect with prioritized=False; use --prioritized, or --priority-exponent 0.5",
+        ),
+        (
+            {"spectral_norm": True},
+            "spectral_norm=True: has no effect with encoder=auto; use --encoder impala, or --no-spectral-norm",
+        ),
         ({"rmsprop_centered": True}, "rmsprop_centered=True: has no effect with optimizer=adam"),
         ({"munchausen_floor": -2.0}, "munchausen_floor=-2.0: has no effect with munchausen=False"),
         ({"observation": "crop", "resize": "device"}, "resize=device: has no effect with observation=crop"),
@@ -119,6 +129,21 @@ def test_the_command_lists_all_presets_and_prints_one(capsys: pytest.CaptureFixt
     assert rainbow["changes"]["head"] == "c51" and rainbow["values"] == asdict(load_preset("rainbow"))
     assert main(["presets", "rainbowl"]) == 2
     assert "the nearest are rainbow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "mine.toml"])
+def test_a_preset_is_printed_with_every_value_and_is_the_same_as_a_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('preset = "rainbow"\n\n# games\nnum_envs = 32  # few')
+    assert main(["presets", name]) == 0
+    printed = capsys.readouterr().out
+    Path("printed.toml").write_text(printed)
+    assert replace(load_preset("printed.toml"), preset="any") == replace(load_preset(name), preset="any")
+    unset = {"preset", *(field.name for field in fields(Config) if field.default is None)}
+    assert {field.name for field in fields(Config)} - unset <= tomllib.loads(printed).keys()
+    assert printed.startswith(config_module.preset_text(name).rstrip() + "\n\n# what it takes over:\n")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
             step_group(run)
     saved = checkpoint.load(tmp_path / "run" / "checkpoints")
     updates, steps = saved.state["updates"], saved.state["env_steps"]
-    capsys.readouterr()
+    assert capsys.readouterr().out.endswith(f"; go on with fastdqn resume {tmp_path / 'run'}\n")
     assert main(["resume", str(tmp_path / "run"), "--json"]) == 0
     printed = capsys.readouterr()
     summary = json.loads(printed.out.splitlines()[-1])
@@ -86,8 +86,35 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
     assert said in printed.err
     assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
     assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
+    score, run = f"score {summary['score_mean_100']:.2f} over the last 100 games", str(tmp_path / "run")
+    assert f"finished: {run}\n{score}, " in printed.err and printed.err.endswith(f"or fastdqn eval {run}\n")
     assert main(["resume", str(tmp_path / "run")]) == 2
     assert "it has finished" in capsys.readouterr().err
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget_which_its_folder_says(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    config = replace(CATCH, total_frames=2_000, deterministic=False, prioritized=False, run_dir=str(run))
+    train(config)
+    for words in ([], ["--total-frames", "1k"], ["--total-frames", "2k"]):
+        assert main(["resume", str(run), *words]) == 2
+        assert "go on with more --total-frames" in capsys.readouterr().err
+    assert Config.load(run / "config.toml") == config.resolved()[0]
+    assert main(["resume", str(run), "--total-frames", "2.4k", "--ui", "quiet"]) == 0
+    assert Config.load(run / "config.toml") == replace(config, total_frames=2_400).resolved()[0]
+    assert runs.command(run).splitlines()[1] == f"fastdqn resume {run} --ui quiet --total-frames 2400"
+    assert runs.status(run)["state"] == "finished" and checkpoint.load(run / "checkpoints").step >= 2_400
+
+
+def test_a_deterministic_run_keeps_its_budget(tmp_path: Path, capsys) -> None:
+    interrupted_at(replace(CATCH, run_dir=str(tmp_path / "run")), 2_500)
+    before = (tmp_path / "run" / "config.toml").read_text()
+    assert main(["resume", str(tmp_path / "run"), "--total-frames", "8k"]) == 2
+    assert "total_frames=8000: the run is deterministic" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+    assert main(["resume", str(tmp_path / "run"), "--total-frames", "6k", "--ui", "quiet"]) == 0
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.endswith("frames; train a new one\n")
 
 
 def test_sigterm_in_mid_epoch_keeps_the_last_boundary_and_says_what_will_be_run_again(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`fastdqn presets`: the named sets of defaults, and what each of them changes."""
 
+import tomllib
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -14,12 +15,12 @@ class Flags(JsonFlags):
     """Lists the presets, or prints one of them."""
 
     name: Annotated[str, tyro.conf.Positional] = ""
-    """The preset to print as TOML; none: a list of all."""
+    """The preset to print as TOML, with the values that it takes over from the defaults; none: a list of all."""
 
 
 def main(flags: Flags) -> int:
     names = [flags.name] if flags.name else preset_names()
-    text = preset_text(flags.name).rstrip() if flags.name else table()
+    text = whole(flags.name) if flags.name else table()
     figures = {
         name: {"description": describe(name), "changes": changes(name), "values": values(name)} for name in names
     }
@@ -30,6 +31,14 @@ def main(flags: Flags) -> int:
 def describe(name: str) -> str:
     """A preset's first line: what it is."""
     return preset_text(name).splitlines()[0].removeprefix("#").strip()
+
+
+def whole(name: str) -> str:
+    """A preset's own lines, and below them the values that it takes over: again TOML, and as a file the same settings."""
+    config, own = load_preset(name), preset_text(name).rstrip()
+    set_here = {"preset", *tomllib.loads(own)}
+    taken = [line for line in config.to_toml().splitlines() if line.partition(" = ")[0] not in set_here]
+    return "\n".join([own, "", "# what it takes over:", *taken])
 
 
 def table() -> str:

@@ -1,7 +1,7 @@
 """`fastdqn report`: one page about one run, with everything it shows inside."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from fastdqn.analysis.history import NOT_SETTINGS, History, final_score, levels,
 from fastdqn.analysis.statistics import Curve, mean_curve
 from fastdqn.atari import human_normalized_score
 from fastdqn.commands import JsonFlags, emit
-from fastdqn.config import Config, load_preset, preset_names
+from fastdqn.config import Config, preset_names, unchanged
 from fastdqn.errors import UsageError
 from fastdqn.run_folder import replace_text
 from fastdqn.units import count, duration, or_dash
@@ -170,7 +170,7 @@ def video(history: History) -> str:
 
 def configuration(config: Config) -> str:
     """What differs from the preset, and, folded away, every field."""
-    base, name = expected(config), f"preset {config.preset}"
+    base, name = unchanged(config), f"preset {config.preset}"
     if config.preset not in preset_names():
         name = f"the defaults (preset {config.preset} does not ship with this version)"
     values, before, default = asdict(config), asdict(base), asdict(Config())
@@ -185,16 +185,3 @@ def configuration(config: Config) -> str:
         or page.paragraph(f"Nothing differs from {name}."),
         page.details("Every field", everything),
     ])  # fmt: skip
-
-
-def expected(config: Config) -> Config:
-    """The preset as `train` would resolve it for this run's env: what is derived from the env is no difference."""
-    preset = load_preset(config.preset) if config.preset in preset_names() else Config()
-    base = preset.resolved()[0]
-    if config.env == base.env:
-        return base
-    try:
-        for_env, _ = replace(preset, env=config.env).resolved()
-    except UsageError:  # the preset cannot play this env: everything counts as a difference
-        return base
-    return replace(for_env, env=base.env)

@@ -1,4 +1,4 @@
-"""`fastdqn resume`: goes on with a run that ended before its last frame."""
+"""`fastdqn resume`: goes on with a run that ended before its last frame, or is to have more of them."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,6 +18,8 @@ class Flags(JsonFlags):
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder, or its name under runs/."""
+    total_frames: int | None = None
+    """Another budget: the run's frames of before count too. Prioritised draws' importance exponent then ends there."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """As of train."""
 
@@ -33,15 +35,23 @@ def main(flags: Flags) -> int:
     from fastdqn.trainer import train
 
     config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
+    given = ["fastdqn", "resume", flags.run, "--ui", flags.ui, *(["--json"] if flags.json else [])]
+    more = "train a new one" if config.deterministic else "go on with more --total-frames, or train a new one"
+    if flags.total_frames is not None:
+        if config.deterministic and flags.total_frames != config.total_frames:
+            raise UsageError(
+                f"total_frames={flags.total_frames}: the run is deterministic, and would not end as one that had this "
+                f"budget from the start; {more}"
+            )
+        config = replace(config, total_frames=flags.total_frames)
+        given += ["--total-frames", str(flags.total_frames)]
     saved = checkpoint.load(folder / "checkpoints")
     if missing := [name for name in checkpoint.RESUMED if name not in saved.state]:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
     if saved.state["env_steps"] >= config.total_env_steps:
         raise UsageError(
-            f"run={flags.run}: it has finished, at {saved.state['frames']:,} frames; raise total_frames in its "
-            "config.toml for more, or train a new one"
+            f"run={flags.run}: it has finished total_frames={config.total_frames}, at {saved.state['frames']:,} frames; {more}"
         )
-    given = ["fastdqn", "resume", flags.run, "--ui", flags.ui, *(["--json"] if flags.json else [])]
     result = train(config, given, saved)
     if flags.json and result.first_rank:
         print(json.dumps(result.summary))
