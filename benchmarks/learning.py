@@ -143,10 +143,7 @@ def line(row: dict[str, Any]) -> str:
 
 def settings(config: Config) -> dict[str, Any]:
     """How it learns, by field."""
-    values = asdict(config.resolved(loaded=True)[0])
-    if values["learning_rate_end"] == values["learning_rate"]:
-        values["learning_rate_end"] = None  # it stays as it is: no change of its own beside another learning rate
-    return {name: value for name, value in values.items() if name not in ELSEWHERE}
+    return {name: value for name, value in asdict(config.resolved(loaded=True)[0]).items() if name not in ELSEWHERE}
 
 
 def called(row: dict[str, Any]) -> str:

@@ -67,8 +67,8 @@ class Config:
     """Kingma & Ba 2015, or Tieleman & Hinton 2012."""
     learning_rate: float = 2.5e-4
     """Step size of the optimiser [α]. Schmidt and Schmied 2021: 2.5e-4 for a batch of 256. With 5e-4 Pong's units die."""
-    learning_rate_end: float | None = None
-    """The same at the end of the run; it falls in a straight line from the learning start. None: it stays as it is."""
+    learning_rate_end: float = 0.0
+    """The same at the end of the run, to which it falls in a straight line from the learning start; 0: it stays as it is."""
     optimizer_eps: float = 2e-5
     """Added to the optimiser's denominator. Clark et al. 2024: 0.005 / batch, Hessel's 1.5e-4 for 32."""
     rmsprop_decay: float = 0.95
@@ -250,8 +250,6 @@ class Config:
             notes.append(f"frame_stack {self.frame_stack} -> 1: {env} has vector observations")
         if not is_atari and self.reward_clip:
             notes.append(f"reward_clip: of {env}'s rewards only the sign counts; --no-reward-clip")
-        if self.learning_rate_end is None:
-            changes["learning_rate_end"] = self.learning_rate
         if self.encoder == "auto":
             changes["encoder"] = "nature" if is_atari else "mlp"
         if self.checkpoint_replay == "auto":

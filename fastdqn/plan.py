@@ -29,7 +29,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     target = f"target copied every {config.target_update_period:,} env steps"
     if config.polyak > 0:
         target = f"target follows by {config.polyak:g} per update"
-    falling = f", falling to {end:g}" if (end := config.learning_rate_end) != config.learning_rate else ""
+    falling = f", falling to {config.learning_rate_end:g}" if config.learning_rate_end > 0 else ""
     arithmetic = str(parts.learner.online.compute_dtype).removeprefix("torch.")
     kernels = "compiled" if parts.learner.compiled else "eager"
     if device.type == "cuda":

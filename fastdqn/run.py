@@ -170,8 +170,7 @@ class Run:
     def learning_rate(self) -> float:
         """Step size of the optimiser."""
         config, now = self.config, self.clock.env_steps
-        assert config.learning_rate_end is not None
-        between = config.learning_rate, config.learning_rate_end
+        between = config.learning_rate, config.learning_rate_end or config.learning_rate
         return line(now, config.learning_starts, config.total_env_steps, *between)
 
     def advance(self, decisions: int) -> int:

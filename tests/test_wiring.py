@@ -108,7 +108,10 @@ def test_the_learning_rate_falls_in_a_straight_line_to_the_end_of_the_run_and_re
         assert run.clock.env_steps == env_steps
         assert run.learning_rate() == pytest.approx(expected) == run.learner.learning_rate.item()
     run.envs.close()
-    assert replace(config, learning_rate_end=None).resolved()[0].learning_rate_end == 1e-3
+    constant = Run(replace(config, learning_rate_end=0.0, run_dir=f"{config.run_dir}-constant"), ["test"])
+    constant.clock.env_steps = 2_000
+    assert constant.learning_rate() == 1e-3
+    constant.envs.close()
 
 
 @pytest.mark.parametrize("prioritized", [False, True])

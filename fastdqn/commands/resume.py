@@ -19,7 +19,8 @@ class Flags(JsonFlags):
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder, or its name under runs/."""
     total_frames: int | None = None
-    """Another budget: the run's frames of before count too. Prioritised draws' importance exponent then ends there."""
+    """Another budget: the run's frames of before count too. What moves to the end of the run (importance exponent, learning
+    rate) then ends there."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """As of train."""
 
