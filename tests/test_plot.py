@@ -213,10 +213,12 @@ def test_the_mean_of_runs_that_differ_in_length_is_said_with_the_place_where_the
     )
     score = "score, mean of the last 100 games is"
     assert main(["plot", one, like, "--ascii"]) == 0
-    assert f"(mean of 2 seeds): {score} 2 at the end (95 % interval 1 to 3)" in capsys.readouterr().out
+    assert f"(mean of 2 seeds): {score} 2 at the end\n" in capsys.readouterr().out
     assert main(["plot", one, longer, "--ascii"]) == 0
     where = "at 6.40k frames, where the shortest run ends"
-    assert f"(mean of 2 seeds): {score} 3 {where} (95 % interval 1 to 5)" in capsys.readouterr().out
+    assert f"(mean of 2 seeds): {score} 3 {where}\n" in capsys.readouterr().out
+    assert main(["plot", one, like, longer, "--ascii"]) == 0
+    assert f"(mean of 3 seeds): {score} 3 {where} (95 % interval 1 to 5)" in capsys.readouterr().out
     assert main(["plot", longer, "--ascii"]) == 0
     assert f"(1 seed): {score} 5 at the end\n" in capsys.readouterr().out
 
@@ -225,7 +227,21 @@ def test_one_seed_twice_is_two_runs_and_not_two_seeds(tmp_path: Path, capsys) ->
     runs = [write_run(tmp_path / str(place), [1.0] * 10, seed=seed) for place, seed in enumerate((1, 1, 2))]
     assert main(["plot", *map(str, runs), "--ascii", "--json"]) == 0
     (group,) = printed_json(capsys)["panels"][0]["groups"]
-    assert (group["label"], group["seeds"]) == ("catch (mean of 3 runs)", 2)
+    assert (group["label"], group["seeds"], group["ci95"]) == ("catch (mean of 3 runs)", 2, None)
+
+
+def test_a_group_that_mixes_settings_says_so_beside_the_picture_and_in_it(tmp_path: Path, capsys) -> None:
+    runs = [str(write_run(tmp_path / str(s), [1.0] * 10, seed=s, learning_rate=s / 1e4)) for s in (1, 2)]
+    note = "catch on Catch mixes settings: its runs differ in learning_rate"
+    assert main(["plot", *runs, "-o", str(tmp_path / "out.svg"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert f"note: {note}\n" in printed.err and json.loads(printed.out)["notes"] == [note]
+    assert f"<!-- note: {note} -->" in (tmp_path / "out.svg").read_text()
+    assert main(["compare", *runs, "--json"]) == 0
+    assert note in printed_json(capsys)["notes"]
+    assert main(["plot", *runs, "-o", str(tmp_path / "out.svg"), "--group-by", "learning_rate", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "note" not in printed.err and json.loads(printed.out)["notes"] == []
 
 
 def test_ascii_draws_the_mean_the_seeds_and_the_levels_where_they_are() -> None:

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastdqn.analysis.history import History, differing_fields, final_score, group_by, time_to_reach
-from fastdqn.analysis.statistics import interquartile_mean, stratified_bootstrap
+from fastdqn.analysis.statistics import MIN_SEEDS, interquartile_mean, stratified_bootstrap
 from fastdqn.atari import human_normalized_score
-
-MIN_SEEDS = 3
 
 
 def compare(histories: Sequence[History], *, group: str, source: str, reach: float | None) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
     overall = aggregate(rows)
     notes += [note for game in by_game for note in verdicts(game, [row for row in rows if row["game"] == game])]
     notes += verdicts("all games", overall)
-    notes += [note for game, some in by_game.items() for note in doubts(game, some, group)]
+    notes += [note for game, some in by_game.items() for note in doubts(game, some)]
     sources = dict.fromkeys(found for row in rows for found in row["score_of"])
     if len(sources) > 1:
         notes.append(f"scores of different kinds stand side by side ({', '.join(sources)}); --score training does not")
@@ -100,14 +98,14 @@ def by_seed(runs: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def estimate(scores_by_game: Sequence[np.ndarray]) -> dict[str, Any]:
-    """IQM and 95 % interval of float64 [S] per game; of one seed there is no interval."""
+    """IQM and 95 % interval of float64 [S] per game; of fewer than MIN_SEEDS on a game there is no interval."""
     scores = np.concatenate(scores_by_game)
     if not len(scores):
         return {"iqm": None, "ci95": None, "mean": None}
-    several = max(map(len, scores_by_game)) > 1
+    enough = min(map(len, scores_by_game)) >= MIN_SEEDS
     return {
         "iqm": float(interquartile_mean(scores)),
-        "ci95": list(stratified_bootstrap(scores_by_game, interquartile_mean)) if several else None,
+        "ci95": list(stratified_bootstrap(scores_by_game, interquartile_mean)) if enough else None,
         "mean": float(scores.mean()),
     }
 
@@ -154,17 +152,24 @@ def verdicts(where: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     return said
 
 
-def doubts(game: str, groups: dict[str, list[History]], field: str) -> list[str]:
+def doubts(game: str, groups: dict[str, list[History]]) -> list[str]:
     """Why the groups of one game may not be what they seem: seeds, settings or budgets that do not match."""
     said = []
     for label, members in groups.items():
         seeds = [one.config.seed for one in members]
         if len(set(seeds)) < len(seeds):
             said.append(f"{label} on {game} has one seed twice: its runs are not independent, their mean counts once")
-        differing = [name for name in differing_fields(members) if name != field]
-        if differing:
-            said.append(f"{label} on {game} mixes settings: its runs differ in {', '.join(differing)}")
+    said += mixed_settings(game, groups)
     frames = [one.frames for members in groups.values() for one in members]
     if max(frames) > 1.02 * min(frames):  # the last group of games overshoots a little
         said.append(f"the runs on {game} have trained for different numbers of frames")
     return said
+
+
+def mixed_settings(game: str, groups: dict[str, list[History]]) -> list[str]:
+    """For each group of one game whose runs differ in more than their seeds, in what."""
+    return [
+        f"{label} on {game} mixes settings: its runs differ in {', '.join(differing)}"
+        for label, members in groups.items()
+        if (differing := differing_fields(members))
+    ]

@@ -1,6 +1,7 @@
 """Panels of curves as a picture, with matplotlib's objects: no global state, no display."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def draw(panels: Sequence[Panel], *, footnote: str) -> Figure:
     figure = Figure(figsize=(7.0 if columns == 1 else 5.0 * columns, 4.2 * rows), dpi=130, layout="constrained")
     for index, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, columns, index + 1), panel)
-    figure.supxlabel(footnote, fontsize=7, color="#555555")
+    wrapped = [line for long in footnote.splitlines() for line in textwrap.wrap(long, int(18 * figure.get_figwidth()))]
+    figure.supxlabel("\n".join(wrapped), fontsize=7, color="#555555")
     for text in figure.findobj(Text):  # a preset may be called $\frac$
         text.set_parse_math(False)
     return figure

@@ -12,6 +12,7 @@ import numpy as np
 
 RESAMPLES = 10_000  # of a score's interval
 DRAWS_AT_ONCE = 1_000_000  # 8 MB of indices and 8 MB of scores
+MIN_SEEDS = 3  # fewer tell nothing: the interval of two is the two
 BAND_RESAMPLES = 2_000  # of a curve's band, at every point
 
 
@@ -23,7 +24,7 @@ class Curve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """A group's mean along x, and the interval around it; of one seed there is none."""
+    """A group's mean along x, and the interval around it; of fewer than MIN_SEEDS seeds there is none."""
 
     x: np.ndarray  # float64 [P]
     mean: np.ndarray  # float64 [P]
@@ -96,8 +97,8 @@ def on_axis(curve: Curve, points: int) -> Curve:
     return Curve(x, np.interp(x, curve.x, curve.y))
 
 
-def mean_curve(curves: Sequence[Curve], *, points: int = 200) -> Band | None:
-    """The mean over seeds and its 95 % percentile bootstrap interval, where every seed has values.
+def mean_curve(curves: Sequence[Curve], *, interval: bool = True, points: int = 200) -> Band | None:
+    """The mean over seeds and, with `interval`, its 95 % percentile bootstrap interval, where every seed has values.
 
     Further out the mean would jump as seeds drop out of it. None: there is no x at which all have values.
     """
@@ -111,6 +112,8 @@ def mean_curve(curves: Sequence[Curve], *, points: int = 200) -> Band | None:
         return None
     x = np.linspace(start, stop, points)
     y_SP = np.stack([np.interp(x, curve.x, curve.y) for curve in curves])
+    if not interval:
+        return Band(x, y_SP.mean(axis=0), None)
     count = len(curves)
     # how often each seed was drawn, instead of which seeds: one matrix product serves every point
     share_RS = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BAND_RESAMPLES) / count

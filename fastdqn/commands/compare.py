@@ -8,13 +8,14 @@ import tyro
 
 from fastdqn.analysis.comparison import compare
 from fastdqn.analysis.history import load
+from fastdqn.analysis.statistics import MIN_SEEDS
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.units import count, duration, or_dash
 
 DEFINITIONS = (
     "IQM: mean of the scores of a group's seeds without the lowest and the highest quarter, each rounded down (of fewer "
-    "than 4 seeds: the mean). Interval: 95 %, percentile bootstrap that resamples seeds within each game. "
-    "Both as in Agarwal et al. 2021."
+    "than 4 seeds: the mean). Interval: 95 %, percentile bootstrap that resamples seeds within each game; of fewer "
+    f"than {MIN_SEEDS} there is none. Both as in Agarwal et al. 2021."
 )
 
 

@@ -1,6 +1,7 @@
 """`fastdqn plot`: curves of one or many runs, as a picture or in characters."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import tyro
 
 from fastdqn.analysis import history
 from fastdqn.analysis.charts import COLOURS, Line, Panel, ascii_chart
+from fastdqn.analysis.comparison import mixed_settings
 from fastdqn.analysis.history import History, load
-from fastdqn.analysis.statistics import mean_curve
+from fastdqn.analysis.statistics import MIN_SEEDS, mean_curve
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.errors import UsageError
 from fastdqn.units import count
@@ -19,7 +21,7 @@ from fastdqn.units import count
 
 @dataclass(frozen=True)
 class Flags(JsonFlags):
-    """Draws curves: every seed thin, each group's mean thick with a 95 % band, one panel per game."""
+    """Draws curves: every seed thin, each group's mean thick with a 95 % band from 3 seeds on, one panel per game."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, or names under runs/."""
@@ -42,9 +44,12 @@ def main(flags: Flags) -> int:
         raise UsageError(f"window={flags.window}: give a number from 1, or 0 for 100 games or 10 log rows")
     histories = load(flags.runs)
     groups = history.group_by(histories, flags.group_by)
-    panels = [
-        panel_of([one for one in histories if one.game == game], list(groups), flags)
-        for game in dict.fromkeys(one.game for one in histories)
+    by_game = {
+        game: [one for one in histories if one.game == game] for game in dict.fromkeys(one.game for one in histories)
+    }
+    panels = [panel_of(some, list(groups), flags) for some in by_game.values()]
+    notes = [
+        note for game, some in by_game.items() for note in mixed_settings(game, history.group_by(some, flags.group_by))
     ]
     lines = []
     if flags.ascii:
@@ -52,12 +57,20 @@ def main(flags: Flags) -> int:
         lines += ["\n\n".join(ascii_chart(panel, width=width) for panel in panels)]
     out = Path(flags.out or "plot.png") if flags.out or not flags.ascii else None
     if out is not None:
-        write(panels, out, footnote(histories))
+        write(panels, out, footnote(histories, notes))
         lines.append(f"plot: {out}")
-    figures = {"plot": None if out is None else str(out), "metric": flags.metric, "x": flags.x, "panels": []}
+    figures = {
+        "plot": None if out is None else str(out),
+        "metric": flags.metric,
+        "x": flags.x,
+        "panels": [],
+        "notes": notes,
+    }
     for panel in panels:
         figures["panels"].append({"title": panel.title, "groups": [newest(line) for line in panel.lines]})
         lines += [f"{panel.title}: {describe(line, panel)}" for line in panel.lines]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     emit("\n".join(lines), figures, as_json=flags.json)
     return 0
 
@@ -86,7 +99,7 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
         number = f"{len(curves)} {what}{'s' * (len(curves) != 1)}"
         words = f"{label} (mean of {number})" if len(curves) > 1 else f"{label} ({number})"
         place = groups.index(label) if len(groups) <= COLOURS else len(lines)  # no two of a panel alike
-        lines.append(Line(words, curves, mean_curve(curves), place, seeds))
+        lines.append(Line(words, curves, mean_curve(curves, interval=seeds >= MIN_SEEDS), place, seeds))
     alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
     return Panel(
         title=histories[0].game,
@@ -110,11 +123,15 @@ def write(panels: Sequence[Panel], out: Path, words: str) -> None:
         raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file") from None
 
 
-def footnote(histories: Sequence[History]) -> str:
-    """What the lines mean and on which machines the runs were made."""
+def footnote(histories: Sequence[History], notes: Sequence[str]) -> str:
+    """What the lines mean, on which machines the runs were made, and a line for each note."""
     machines = " | ".join(dict.fromkeys(one.hardware for one in histories if one.hardware))
-    thin = "thin: one run; band: 95 % bootstrap interval of the mean over runs" if len(histories) > 1 else ""
-    return "; ".join(words for words in (thin, machines) if words)
+    thin = (
+        f"thin: one run; band, from {MIN_SEEDS} seeds on: 95 % bootstrap interval of the mean over runs"
+        if len(histories) > 1
+        else ""
+    )
+    return "\n".join(["; ".join(words for words in (thin, machines) if words), *(f"note: {note}" for note in notes)])
 
 
 def newest(line: Line) -> dict[str, Any]:
