@@ -26,6 +26,7 @@ from fastdqn import atari, cli, runs
 from fastdqn.arguments import train_config
 from fastdqn.config import NOT_LEARNING, Config, load_preset, preset_names
 from fastdqn.errors import UsageError
+from fastdqn.units import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
@@ -174,7 +175,7 @@ def origin(name: str, row: dict[str, Any], link: str) -> str:
     """What was run for a row, on what, and what a reader has to know of it."""
     found, environment = row["runs"], row["environment"]
     seeds = f"{len(found)} runs, seeds {', '.join(str(run['seed']) for run in found)}" if len(found) > 1 else "1 run"
-    where = environment["gpu"] or f"{environment['cores']} cores {environment['cpu']}"
+    where = environment["gpu"] or f"{cores(environment['cores'])} {environment['cpu']}"
     note = f". {row['note']}" if row["note"] else ""
     return (
         f"`{row['command']}`, {seeds}, {where}, commit {environment['commit'][:7]}: "

@@ -1,5 +1,6 @@
 """argv -> Config -> one command. No tensors here: `--help` imports neither torch nor envpool."""
 
+import errno
 import importlib
 import io
 import json
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the locale does not have is no reason to fail
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -55,12 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {command}: no such command; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        if command in ("train", "profile"):
-            return _of_a_config(command, rest)
-        if command not in ("plot", "compare"):
-            _refuse_several_runs(command, rest)
-        module = importlib.import_module(f"fastdqn.commands.{command}")
-        return module.main(parse(module.Flags, rest, default=None, prog=f"fastdqn {command}"))
+        code = _run(command, rest)
+        sys.stdout.flush()  # here, where what becomes of it is answered
+        return code
     except (UsageError, RunError) as error:
         if os.environ.get("FASTDQN_TRACEBACK"):
             traceback.print_exc()
@@ -70,8 +70,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
+        _silence_stdout()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _silence_stdout()
+        print(f"error: {error.strerror}; free some space", file=sys.stderr)
+        return 1
+
+
+def _run(command: str, words: list[str]) -> int:
+    if command in ("train", "profile"):
+        return _of_a_config(command, words)
+    if command not in ("plot", "compare"):
+        _refuse_several_runs(command, words)
+    module = importlib.import_module(f"fastdqn.commands.{command}")
+    return module.main(parse(module.Flags, words, default=None, prog=f"fastdqn {command}"))
+
+
+def _silence_stdout() -> None:
+    """Or the interpreter would complain at its end of what is still to be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_several_runs(command: str, words: list[str]) -> None:

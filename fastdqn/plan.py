@@ -39,7 +39,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"run       {folder}",
         f"preset    {preset_and_changes(config)}",
         f"env       {envs.env}: {envs.num_actions} actions, sticky {config.sticky_actions:g}, {cap}{fire}",
-        f"budget    {config.total_frames:,} frames, {config.total_env_steps:,} env steps of {config.action_repeat}",
+        f"budget    {config.total_frames:,} frames = {config.total_env_steps:,} env steps of {config.action_repeat}",
         f"replay    {ring.num_envs * ring.lane_length:,} frames in {ring.num_envs} lanes of {ring.lane_length:,}",
         f"memory    {parts.memory}",
         f"learning  from env step {config.learning_starts:,}: replay ratio {config.replay_ratio:g} = {updates:.4g} "

@@ -1,9 +1,10 @@
 """Metrics for other people's viewers: TensorBoard event files, or Weights & Biases kept on this disk.
 
-The tags are those of metrics.jsonl, and every value stands at its env step. Nothing goes over the network: a W&B run is
-written in its offline form, and `wandb sync` uploads it where its owner wants that.
+The tags are those of metrics.jsonl, and every value stands at its env step. Nothing goes over the network by itself: a W&B
+run is written in its offline form, which `wandb sync` uploads, unless WANDB_MODE says otherwise.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ class Tracker:
             self._board.add_text("config", lines)
         else:
             self._wandb = import_module("wandb").init(
-                project="fastdqn", name=name, dir=str(folder), config=config, mode="offline",
+                project="fastdqn", name=name, dir=str(folder), config=config,
+                mode=os.environ.get("WANDB_MODE", "offline"),
                 settings={"console": "off", "silent": True},
             )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -225,6 +226,25 @@ def test_an_error_is_one_line_and_on_demand_shows_where_it_came_from(
     assert main(["eval", str(tmp_path / "none")]) == 2
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith("Traceback") and last == line
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    with (tmp_path / "full").open("w") as full:
+        command = [sys.executable, "-B", "-m", "fastdqn", "presets"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=no_room)
+    assert (ended.returncode, ended.stderr) == (1, "error: File too large; free some space\n")
+
+
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    assert main(["help"]) == 0 and capsys.readouterr().out == usage
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "eval"])
+    assert ended.value.code == 0 and "--protocol" in capsys.readouterr().out
 
 
 def test_several_runs_where_one_is_meant_are_refused_with_the_newest(tmp_path: Path, capsys) -> None:

@@ -239,7 +239,7 @@ def test_what_counts_env_steps_and_what_counts_frames(tmp_path: Path) -> None:
     shown = run.progress.snapshot(run.epsilon())
     assert (shown.frames, shown.env_steps, shown.frames_per_second_10s) == (360, 90, 36.0)
     assert shown.eta_seconds == pytest.approx((4_000 - 360) / 36)
-    assert any("4,000 frames, 1,000 env steps of 4" in line for line in run.plan)
+    assert any("4,000 frames = 1,000 env steps of 4" in line for line in run.plan)
     assert run.summary()["frames_per_second"] == 36.0
     run.log()
     row = runs.metrics(tmp_path / "run")[-1]
