@@ -112,7 +112,13 @@ def in_use(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one step: who reads it meanwhile sees the old text or the new one, never a half."""
+    """Writes a file in one step: who reads it meanwhile sees the old text or the new one, never a half.
+
+    What is no file, a pipe or a device such as /dev/stdout, is written to: root would replace it.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

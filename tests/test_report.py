@@ -177,6 +177,15 @@ def test_files_are_read_and_written_as_utf_8_whatever_the_locale(tmp_path: Path)
     assert "--run-dir é" in (run / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_pipe_or_device_is_written_to_and_not_replaced_by_a_file(tmp_path: Path) -> None:
+    run, pipe = write_run(tmp_path / "run", [1.0]), tmp_path / "page.html"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR)  # of a pipe opened so, writing waits for nobody
+    assert main(["report", str(run), "-o", str(pipe)]) == 0
+    assert pipe.is_fifo() and os.read(reader, 100).lower().startswith(b"<!doctype html>")
+    os.close(reader)
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     for name in ("episodes.csv", "metrics.jsonl", "status.json", "environment.json", "command.txt"):
