@@ -71,7 +71,7 @@ class Learner:
         self._elementwise_loss = {"huber": losses.huber, "mse": losses.squared}[loss]
         device = self.parameters[0].device
         (group,) = optimizer.param_groups
-        group["lr"] = self.learning_rate = torch.tensor(float(group["lr"]), device=device)
+        group["lr"] = self.learning_rate = torch.tensor(group["lr"], dtype=self.parameters[0].dtype, device=device)
         self._create_moments()
         self.epsilon = torch.ones((), device=device)
         self._explore_key = rng.role_key(seed, "explore")
