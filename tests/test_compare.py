@@ -112,11 +112,35 @@ def test_the_newest_evaluation_counts_where_there_is_one_and_the_table_says_so(t
     assert row["iqm"] == 2 and row["score_of"] == ["training"]
     (runs[0] / "eval" / "step-000000001000__run__s1.json").unlink()
     (runs[0] / "eval" / "step-000000000900__run__s1.json").unlink()
-    figures = compare(capsys, *runs)
-    assert figures["groups"][0]["score_of"] == ["eval run, epsilon 0.001, 100 games", "training"]
-    sources = "eval run, epsilon 0.001, 100 games, training"
-    assert any(f"scores of different kinds stand side by side ({sources})" in note for note in figures["notes"])
     assert compare(capsys, *runs, "--score", "eval")["groups"][0]["seeds"] == 2
+
+
+def test_scores_of_two_protocols_are_not_averaged(tmp_path: Path, capsys) -> None:
+    runs = seeds(tmp_path, "a", [1, 2, 3])
+    for run, mean in zip(runs, (5, 6, 7), strict=True):
+        write_evaluation(run, mean)
+    write_evaluation(runs[0], 50, step=2_000, protocol="nature")
+    figures = compare(capsys, *runs)
+    assert (figures["groups"][0]["iqm"], figures["groups"][0]["score_of"]) == (2, ["training"])
+    kinds = "eval nature, epsilon 0.001; eval run, epsilon 0.001"
+    assert figures["notes"][0].startswith(f"the runs share no protocol ({kinds}): the scores are those of training")
+    assert main(["compare", *map(str, runs), "--score", "eval"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: score=eval: the runs share no protocol ({kinds}); run") and line.count("\n") == 1
+    for result in (runs[0] / "eval").iterdir():
+        result.unlink()
+    figures = compare(capsys, *runs)  # one is not evaluated
+    assert figures["groups"][0]["score_of"] == ["training"] and "(training; eval run, epsilon" in figures["notes"][0]
+
+
+def test_evaluations_of_one_protocol_may_differ_in_their_games(tmp_path: Path, capsys) -> None:
+    runs = seeds(tmp_path, "a", [1, 2])
+    for run, mean in zip(runs, (5, 6), strict=True):
+        write_evaluation(run, mean)
+    (result,) = (runs[0] / "eval").iterdir()
+    result.write_text(result.read_text().replace('"episodes": 100', '"episodes": 3'))
+    (row,) = compare(capsys, *runs)["groups"]
+    assert row["iqm"] == 5.5 and row["score_of"] == [f"eval run, epsilon 0.001, {games} games" for games in (100, 3)]
 
 
 def test_time_to_reach_a_score_is_the_median_over_seeds(tmp_path: Path, capsys) -> None:

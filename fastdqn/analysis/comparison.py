@@ -9,6 +9,7 @@ import numpy as np
 from fastdqn.analysis.history import History, differing_fields, final_score, group_by, time_to_reach
 from fastdqn.analysis.statistics import MIN_SEEDS, interquartile_mean, stratified_bootstrap
 from fastdqn.atari import human_normalized_score
+from fastdqn.errors import UsageError
 
 
 def compare(histories: Sequence[History], *, group: str, source: str, reach: float | None) -> dict[str, Any]:
@@ -17,14 +18,25 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
     Args:
         histories: the runs.
         group: field of the config by which they form groups.
-        source: what their scores are, see `final_score`.
+        source: what their scores are, see `final_score`; where "auto" gives some runs another kind than others, the
+            scores of training for all.
         reach: score whose time is looked for, or None.
+
+    Raises:
+        UsageError: evaluations were asked for, and the runs have those of several protocols.
     """
+    notes = []
+    kinds = list(dict.fromkeys(score.source for one in histories if (score := final_score(one, source)) is not None))
+    if len(kinds) > 1:  # their means would be of two things, and so would a difference between groups
+        several = f"the runs share no protocol ({'; '.join(kinds)})"
+        if source == "eval":
+            raise UsageError(f"score=eval: {several}; run fastdqn eval on all of them alike, or take --score training")
+        notes.append(f"{several}: the scores are those of training; run fastdqn eval on all of them alike for others")
+        source = "training"
     by_game = {
         game: group_by([one for one in histories if one.game == game], group)
         for game in dict.fromkeys(one.game for one in histories)
     }
-    notes = []
     for game, some in by_game.items():
         for label, members in some.items():
             some[label] = [one for one in members if final_score(one, source) is not None] or members
@@ -40,9 +52,6 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
     notes += [note for game in by_game for note in verdicts(game, [row for row in rows if row["game"] == game])]
     notes += verdicts("all games", overall)
     notes += [note for game, some in by_game.items() for note in doubts(game, some)]
-    sources = dict.fromkeys(found for row in rows for found in row["score_of"])
-    if len(sources) > 1:
-        notes.append(f"scores of different kinds stand side by side ({', '.join(sources)}); --score training does not")
     notes += [
         f"{one.name} has not finished: {one.state}, {one.frames:,} frames"
         for one in histories
@@ -73,7 +82,7 @@ def summary(label: str, game: str, members: Sequence[History], *, source: str, r
         "game": game,
         "seeds": len(scores),
         "runs": runs,
-        "score_of": sorted({score.source for _, score in scored}),
+        "score_of": sorted({score.words for _, score in scored}),
         **estimate([scores]),
         "frames": float(np.median([one.frames for one in members])),
         "frames_per_second": float(np.median(speeds)) if speeds else None,

@@ -85,8 +85,13 @@ class Score(NamedTuple):
     """A run's final score and what it is the mean of."""
 
     value: float
-    source: str  # "training" or "eval PROTOCOL"
+    source: str  # "training" or "eval PROTOCOL, epsilon E"
     games: int
+
+    @property
+    def words(self) -> str:
+        """The source, of an evaluation with the number of its games."""
+        return self.source if self.source == "training" else f"{self.source}, {self.games} games"
 
 
 def load(names: Sequence[str]) -> list[History]:
@@ -184,7 +189,7 @@ def final_score(history: History, source: str = "auto") -> Score | None:
     """
     if source != "training" and history.evaluations:
         newest = history.evaluations[-1]
-        source = f"eval {newest['protocol']}, epsilon {newest['epsilon']:g}, {newest['episodes']} games"
+        source = f"eval {newest['protocol']}, epsilon {newest['epsilon']:g}"
         return Score(newest["score_mean"], source, newest["episodes"])
     last = history.games.score[-WINDOW:]
     return None if source == "eval" or not len(last) else Score(float(last.mean()), "training", len(last))

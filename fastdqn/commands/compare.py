@@ -28,7 +28,7 @@ class Flags(JsonFlags):
     group_by: str = "preset"
     """Field of the config by which runs form a group; the runs of a group differ in their seeds."""
     score: Literal["auto", "training", "eval"] = "auto"
-    """training: mean of the last 100 games; eval: the last evaluation made of the newest checkpoint evaluated; auto: eval where there is one."""
+    """training: mean of the last 100 games; eval: the last evaluation made of the newest checkpoint evaluated; auto: eval where all runs share its protocol, else training."""
     reach: float | None = None
     """Also when the mean of the last 100 games of training first got to this score."""
     format: Literal["text", "markdown"] = "text"
