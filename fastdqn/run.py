@@ -113,6 +113,8 @@ class Run:
         if saved is not None:
             self._restore(saved)
         self.folder.describe(config.to_toml(), command, hardware.environment())
+        if saved is None:  # a resumed run's last one stands until there is more to say
+            self.folder.status("starting")
         self.episodes = EpisodeTracker(num_envs, first_env=self.ranks.rank * num_envs)
         if saved is not None:
             self.episodes.episodes = saved.state["episodes"]

@@ -83,7 +83,7 @@ def evaluations(run: Path, since: float = 0.0) -> list[dict[str, Any]]:
 def status(run: Path) -> dict[str, Any]:
     """status.json: texts and numbers; empty where there is none.
 
-    `state` is running, finished, interrupted or failed, starting in a sweep.
+    `state` is starting, until the first log row, then running, and in the end finished, interrupted or failed.
     """
     found = _json_object(run / "status.json")
     texts = ("state", "node", "time", "run_dir", "env", "preset")

@@ -215,6 +215,9 @@ def test_ctrl_c_while_compiling_is_an_interruption_though_it_ends_the_compiler_t
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in err and "error:" not in err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "starting"
+    resumed = fastdqn("resume", str(tmp_path / "run"))
+    assert resumed.returncode == 1 and "ended before its first save: begin again" in resumed.stderr
 
 
 def test_an_error_is_one_line_and_on_demand_shows_where_it_came_from(

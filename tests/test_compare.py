@@ -224,7 +224,7 @@ def test_when_runs_save_and_are_evaluated_is_no_setting_unless_new_games_begin_t
         assert mixed == ([expected] if deterministic else [])
 
 
-@pytest.mark.parametrize("status", [None, "running"])
+@pytest.mark.parametrize("status", [None, "starting", "running"])
 def test_a_run_is_running_while_its_process_holds_the_folder_and_cut_off_afterwards(
     status: str | None, tmp_path: Path, capsys
 ) -> None:
@@ -232,7 +232,7 @@ def test_a_run_is_running_while_its_process_holds_the_folder_and_cut_off_afterwa
     if status is None:
         (run / "status.json").unlink()
     folder = RunFolder(run, resumed=True)
-    assert "run has not finished: running, 80 frames" in compare(capsys, run)["notes"]
+    assert f"run has not finished: {status or 'running'}, 80 frames" in compare(capsys, run)["notes"]
     folder.release()
     assert "run has not finished: cut off, 80 frames" in compare(capsys, run)["notes"]
     assert main(["report", str(run), "--json"]) == 0
@@ -291,13 +291,14 @@ def test_a_machine_of_one_core_is_no_plural(tmp_path: Path, capsys) -> None:
     assert compare(capsys, run)["hardware"] == ["1 core of Some CPU"]
 
 
-def test_a_run_without_a_finished_game_has_no_score(tmp_path: Path, capsys) -> None:
-    run = write_run(tmp_path / "run", state="running")
+def test_a_run_without_a_finished_game_is_left_out_and_alone_nothing_to_compare(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "begun", preset="cartpole", state="starting")
     (run / "episodes.csv").unlink()
-    figures = compare(capsys, run, "--reach", "1")
-    (row,) = figures["groups"]
-    assert (row["seeds"], row["iqm"], row["frames_per_second"], row["reached"]) == (0, None, None, "0/1")
-    assert main(["compare", str(run)]) == 0
+    others = seeds(tmp_path, "a", [1, 2, 3])
+    figures, without = compare(capsys, *others, run), compare(capsys, *others)
+    assert figures == {**without, "notes": ["no finished game yet, left out: begun", *without["notes"]]}
+    assert main(["compare", str(run), "--json"]) == 1
+    assert capsys.readouterr() == ("", "error: nothing to compare: no finished game yet, left out: begun\n")
 
 
 def test_a_groups_figures_are_of_the_runs_with_a_score_and_the_others_are_counted(tmp_path: Path, capsys) -> None:
@@ -310,7 +311,7 @@ def test_a_groups_figures_are_of_the_runs_with_a_score_and_the_others_are_counte
     (runs[3] / "metrics.jsonl").write_text(json.dumps(log_row(20, 0.0) | {"wall_seconds": 2_000.0}) + "\n")
     more = compare(capsys, *runs, "--score", "eval", "--reach", "2")
     assert more["groups"] == figures["groups"] and more["groups"][0]["reached"] == "2/2"
-    assert more["notes"] == ["catch on Catch: 2 runs without a score left out", *figures["notes"]]
+    assert more["notes"] == ["no evaluation yet, left out: 3, 4", *figures["notes"]]
 
 
 def test_json_stands_alone_on_stdout_and_a_wrong_run_is_one_line(tmp_path: Path, capsys) -> None:

@@ -173,13 +173,19 @@ def test_a_name_with_dollars_is_written_as_it_is(tmp_path: Path) -> None:
     assert main(["plot", str(run), "-o", str(tmp_path / "out.svg")]) == 0
 
 
-def test_a_run_that_has_just_begun_is_drawn_as_nothing_yet(tmp_path: Path, capsys) -> None:
+def test_of_a_run_that_has_just_begun_nothing_is_drawn(tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run")
     for name in ("episodes.csv", "metrics.jsonl", "status.json", "environment.json", "command.txt"):
         (run / name).unlink()
-    assert main(["plot", str(run), "--ascii", "-o", str(tmp_path / "out.png")]) == 0
-    assert "nothing to draw yet" in capsys.readouterr().out
-    assert imread(tmp_path / "out.png").shape[2] == 4
+    words = {"score": "no game of these runs has ended yet", "td_loss": "these runs have not logged it yet"}
+    for metric, missing in words.items():
+        argv = ["plot", str(run), "--metric", metric, "--ascii", "-o", str(tmp_path / "out.png")]
+        assert main(argv) == 1
+        assert capsys.readouterr() == ("", f"error: metric={metric}: nothing to draw; {missing}\n")
+    assert not (tmp_path / "out.png").exists()
+    other = str(write_run(tmp_path / "other", [1.0] * 9, env="Breakout", preset="fast"))
+    assert main(["plot", str(run), other, "--ascii"]) == 0
+    assert "Catch\n  nothing to draw yet" in capsys.readouterr().out
 
 
 def test_every_prefix_of_the_files_of_a_run_can_be_read(tmp_path: Path) -> None:

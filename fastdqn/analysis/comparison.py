@@ -33,16 +33,14 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
             raise UsageError(f"score=eval: {several}; run fastdqn eval on all of them alike, or take --score training")
         notes.append(f"{several}: the scores are those of training; run fastdqn eval on all of them alike for others")
         source = "training"
+    if unscored := [one.name for one in histories if final_score(one, source) is None]:
+        missing = "evaluation" if source == "eval" else "finished game"
+        notes.append(f"no {missing} yet, left out: {', '.join(unscored)}")
+        histories = [one for one in histories if final_score(one, source) is not None]
     by_game = {
         game: group_by([one for one in histories if one.game == game], group)
         for game in dict.fromkeys(one.game for one in histories)
     }
-    for game, some in by_game.items():
-        for label, members in some.items():
-            some[label] = [one for one in members if final_score(one, source) is not None] or members
-            if left_out := len(members) - len(some[label]):
-                runs = f"{left_out} run{'s' * (left_out != 1)}"
-                notes.append(f"{label} on {game}: {runs} without a score left out")
     rows = [
         summary(label, game, members, source=source, reach=reach)
         for game, some in by_game.items()
@@ -72,8 +70,7 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
 
 def summary(label: str, game: str, members: Sequence[History], *, source: str, reach: float | None) -> dict[str, Any]:
     """One row: a group on one game. Frames, speeds and times are medians over the same runs as its score."""
-    found = [(one, final_score(one, source)) for one in members]
-    scored = [(one, score) for one, score in found if score is not None]
+    scored = [(one, score) for one in members if (score := final_score(one, source)) is not None]
     runs = [{"run": str(one.path), "seed": one.config.seed, **score._asdict()} for one, score in scored]
     scores = by_seed(runs)
     speeds = [one.frames_per_second for one in members if one.frames_per_second is not None]
@@ -87,7 +84,7 @@ def summary(label: str, game: str, members: Sequence[History], *, source: str, r
         "frames": float(np.median([one.frames for one in members])),
         "frames_per_second": float(np.median(speeds)) if speeds else None,
     }
-    row["human_normalized"] = None if row["iqm"] is None else human_normalized_score(game, row["iqm"])
+    row["human_normalized"] = human_normalized_score(game, row["iqm"])
     if reach is not None:
         times = [time_to_reach(one, reach) for one in members]
         # a seed that has not got there is later than any that has
@@ -109,8 +106,6 @@ def by_seed(runs: Sequence[dict[str, Any]]) -> np.ndarray:
 def estimate(scores_by_game: Sequence[np.ndarray]) -> dict[str, Any]:
     """IQM and 95 % interval of float64 [S] per game; of fewer than MIN_SEEDS on a game there is no interval."""
     scores = np.concatenate(scores_by_game)
-    if not len(scores):
-        return {"iqm": None, "ci95": None, "mean": None}
     enough = min(map(len, scores_by_game)) >= MIN_SEEDS
     return {
         "iqm": float(interquartile_mean(scores)),

@@ -66,7 +66,7 @@ class History:
     def state(self) -> str:
         """That of status.json; of a run that wrote no last one before its process ended "cut off"."""
         state = self.status.get("state", "running")
-        return "cut off" if state == "running" and not self.in_use else state
+        return "cut off" if state in ("starting", "running") and not self.in_use else state
 
     def x_label(self, axis: str) -> str:
         """Of frames, steps or wall; where there is no emulator a frame is an env step."""

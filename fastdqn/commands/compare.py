@@ -10,6 +10,7 @@ from fastdqn.analysis.comparison import compare
 from fastdqn.analysis.history import load
 from fastdqn.analysis.statistics import MIN_SEEDS
 from fastdqn.commands import JsonFlags, emit
+from fastdqn.errors import RunError
 from fastdqn.units import count, duration, or_dash
 
 DEFINITIONS = (
@@ -37,6 +38,8 @@ class Flags(JsonFlags):
 
 def main(flags: Flags) -> int:
     figures = compare(load(flags.runs), group=flags.group_by, source=flags.score, reach=flags.reach)
+    if not figures["groups"]:
+        raise RunError(f"nothing to compare: {'; '.join(figures['notes'])}")
     emit(text(figures, markdown=flags.format == "markdown"), figures, as_json=flags.json)
     return 0
 
@@ -52,12 +55,12 @@ def text(figures: dict[str, Any], *, markdown: bool) -> str:
             row["group"],
             row["game"],
             str(row["seeds"]),
-            or_dash(row["iqm"], ".4g"),
+            f"{row['iqm']:.4g}",
             _interval(row["ci95"], ".4g"),
             or_dash(row["human_normalized"], ".1%"),
             count(row["frames"]),
             or_dash(row["frames_per_second"], count),
-            ", ".join(row["score_of"]) or "-",
+            ", ".join(row["score_of"]),
         ]
         if reach is not None:
             cells += [or_dash(row["reach_frames"], count), or_dash(row["reach_seconds"], duration), row["reached"]]
@@ -67,7 +70,7 @@ def text(figures: dict[str, Any], *, markdown: bool) -> str:
         games = figures["overall"][0]["games"]
         parts.append(f"Human-normalised over {len(games)} games ({', '.join(games)}):")
         cells = [
-            [row["group"], str(row["seeds"]), or_dash(row["iqm"], ".1%"), _interval(row["ci95"], ".1%")]
+            [row["group"], str(row["seeds"]), f"{row['iqm']:.1%}", _interval(row["ci95"], ".1%")]
             for row in figures["overall"]
         ]
         parts.append(table(["group", "seeds a game", "IQM", "95 % interval"], cells, markdown=markdown))

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastdqn.analysis import history
-from fastdqn.analysis.charts import COLOURS, Line, Panel, ascii_chart
+from fastdqn.analysis.charts import COLOURS, Line, Panel, ascii_chart, limits
 from fastdqn.analysis.comparison import mixed_settings
 from fastdqn.analysis.history import History, load
 from fastdqn.analysis.statistics import MIN_SEEDS, mean_curve
 from fastdqn.commands import JsonFlags, emit
-from fastdqn.errors import UsageError
+from fastdqn.errors import RunError, UsageError
 from fastdqn.units import count
 
 
@@ -48,6 +48,9 @@ def main(flags: Flags) -> int:
         game: [one for one in histories if one.game == game] for game in dict.fromkeys(one.game for one in histories)
     }
     panels = [panel_of(some, list(groups), flags) for some in by_game.values()]
+    if not any(map(limits, panels)):
+        missing = "no game of these runs has ended" if flags.metric == "score" else "these runs have not logged it"
+        raise RunError(f"metric={flags.metric}: nothing to draw; {missing} yet")
     notes = [
         note for game, some in by_game.items() for note in mixed_settings(game, history.group_by(some, flags.group_by))
     ]
