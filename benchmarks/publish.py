@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from fastdqn.machine import hardware
 from fastdqn.run_folder import replace_text
+from fastdqn.units import cores
 
 # where a file went, which would be a path of one machine, and what a benchmark tells its own child processes
 NOT_RECORDED = ("out", "json", "child", "cores")
@@ -83,7 +84,7 @@ def publish(
 
 def machine(environment: dict[str, Any]) -> str:
     """Processor or GPU, cores, torch and commit in a line."""
-    where = f"{environment['gpu'] or environment['cpu']}, {environment['cores']} cores"
+    where = f"{environment['gpu'] or environment['cpu']}, {cores(environment['cores'])}"
     return f"{where}, torch {environment['torch']}, commit {environment['commit']}"
 
 

@@ -175,7 +175,7 @@ class Config:
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """live: a panel; plain: a line every 10 s; quiet: errors only; auto: live on a terminal, else plain."""
     track: Literal["off", "tensorboard", "wandb"] = "off"
-    """Also write the metrics for TensorBoard, or for Weights & Biases in its offline form."""
+    """Also write the metrics for TensorBoard, or for Weights & Biases: offline, unless WANDB_MODE says otherwise."""
     json: bool = False
     """End stdout with one JSON object; everything else goes to stderr."""
 

@@ -1,7 +1,7 @@
-"""Metrics for other people's viewers: TensorBoard event files, or Weights & Biases kept on this disk.
+"""Metrics for other people's viewers: TensorBoard event files, or Weights & Biases.
 
-The tags are those of metrics.jsonl, and every value stands at its env step. Nothing goes over the network by itself: a W&B
-run is written in its offline form, which `wandb sync` uploads, unless WANDB_MODE says otherwise.
+The tags are those of metrics.jsonl, and every value stands at its env step. Nothing goes over the network unless W&B's own
+variable WANDB_MODE says so: a W&B run is written in its offline form, and `wandb sync` uploads it where its owner wants that.
 """
 
 import os
@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fastdqn.errors import in_a_line
 from fastdqn.machine import version
 
 
@@ -24,6 +25,9 @@ class Tracker:
     Args:
         kind: "tensorboard" (extra `tensorboard`, files under `tensorboard/`) or "wandb" (extra `wandb`, under `wandb/`).
         config: what the viewer shows as the run's settings.
+
+    Raises:
+        ValueError: W&B cannot begin in the mode that WANDB_MODE asks for.
     """
 
     def __init__(self, kind: str, folder: Path, *, name: str, config: dict[str, Any]) -> None:
@@ -35,11 +39,16 @@ class Tracker:
             lines = "".join(f"{key}: {value}  \n" for key, value in config.items())  # two spaces: a break in Markdown
             self._board.add_text("config", lines)
         else:
-            self._wandb = import_module("wandb").init(
-                project="fastdqn", name=name, dir=str(folder), config=config,
-                mode=os.environ.get("WANDB_MODE", "offline"),
-                settings={"console": "off", "silent": True},
-            )  # fmt: skip
+            wandb, mode = import_module("wandb"), os.environ.get("WANDB_MODE", "offline")
+            try:
+                self._wandb = wandb.init(
+                    project="fastdqn", name=name, dir=str(folder), config=config, mode=mode,
+                    settings={"console": "off", "silent": True},
+                )  # fmt: skip
+            except (wandb.Error, ValueError) as error:  # no account, no network, no such mode
+                raise ValueError(
+                    f"track=wandb, WANDB_MODE={mode}: {in_a_line(error)}; WANDB_MODE=offline needs no account"
+                ) from error
 
     def write(self, row: dict[str, Any]) -> None:
         """One row of metrics; `global_step` is its place on the x axis, missing values are left out."""

@@ -29,9 +29,14 @@ def or_dash(value: Any, form: str | Callable[[Any], str]) -> str:
     return format(value, form) if isinstance(form, str) else form(value)
 
 
+def counted(number: object, what: str) -> str:
+    """1 trial, 4 trials."""
+    return f"{number} {what}" + "s" * (str(number) != "1")
+
+
 def cores(number: object) -> str:
     """1 core, 4 cores; "?" where a run does not say."""
-    return f"{number} core{'' if number == 1 else 's'}"
+    return counted(number, "core")
 
 
 def clock(seconds: float) -> str:

@@ -76,6 +76,8 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     line, origin = learning.line(row), learning.origin("catch", row, "results/")
     assert "Catch-v0" in line and "`catch`" in line and "not evaluated" in line
     assert "`fastdqn train --preset catch`" in origin and "2 runs, seeds 1, 2" in origin and "a note" in origin
+    one = {**row, "environment": {**row["environment"], "gpu": None, "cores": 1, "cpu": "Some CPU"}}
+    assert ", 1 core Some CPU, commit" in learning.origin("catch", one, "")
     assert row["environment"]["commit"][:7] in origin and "[catch.json](results/catch.json)" in origin
 
 

@@ -68,6 +68,8 @@ def test_a_dry_run_plans_every_trial_and_needs_no_ray(tmp_path: Path, capsys, no
     assert main(["sweep", *CATCH, "--dry-run", "-o", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "Catch__cartpole__s2" in text and "fastdqn train --env Catch" in text and "4 trials, " in text
+    assert main(["sweep", "--envs", "Catch", "--presets", "catch", "--seeds", "1", "--dry-run"]) == 0
+    assert "1 trial, " in capsys.readouterr().out
 
 
 def test_a_command_is_what_the_user_said_with_threads_that_fit_its_cores(tmp_path: Path, capsys) -> None:

@@ -31,9 +31,14 @@ def test_tensorboard_reads_back_every_value_at_its_env_step(tmp_path: Path) -> N
     assert "env: Catch-v0" in str(events.Tensors("config/text_summary"))
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install 'fastdqn[wandb]'")
+needs_wandb = pytest.mark.skipif(
+    find_spec("wandb") is None, reason="wandb is not installed: pip install 'fastdqn[wandb]'"
+)
+
+
+@needs_wandb
 def test_a_wandb_run_is_written_offline_and_holds_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     tracker = Tracker("wandb", tmp_path, name="a run", config={"env": "Catch-v0"})
     tracker.write({"global_step": 10, "charts/episodic_return": 0.25, "charts/SPS": None})
     tracker.close()
@@ -42,6 +47,18 @@ def test_a_wandb_run_is_written_offline_and_holds_the_metrics(tmp_path: Path, mo
     while b"charts/episodic_return" not in (data := file.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.05)  # W&B's own process writes it, and may be a moment behind
     assert b"charts/episodic_return" in data and b"0.25" in data and b"Catch-v0" in data and b"charts/SPS" not in data
+
+
+@needs_wandb
+def test_wandbs_mode_is_that_of_its_own_variable_and_one_that_cannot_work_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    Tracker("wandb", tmp_path, name="a run", config={}).close()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ValueError, match=r"^track=wandb, WANDB_MODE=ofline: .*; WANDB_MODE=offline needs no account$"):
+        Tracker("wandb", tmp_path, name="a run", config={})
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])

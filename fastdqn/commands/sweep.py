@@ -18,6 +18,7 @@ from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.sweeps.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
+from fastdqn.units import counted
 
 # flags of train that the sweep sets itself, and its own flag for each
 RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json"}  # fmt: skip
@@ -86,7 +87,7 @@ def main(flags: Flags) -> int:
         board = scale.Board(flags.ui, stream)
         mark = folder(flags) / f".sweep-{os.getpid()}"
         with scale.connected(flags.address, cpus=cores, gpus=gpus) as ray:
-            board.say(f"{len(left)} of {len(queue)} trials to run in {folder(flags)}, {share_text(share)}")
+            board.say(f"{len(left)} of {counted(len(queue), 'trial')} to run in {folder(flags)}, {share_text(share)}")
             try:
                 folder(flags).mkdir(parents=True, exist_ok=True)
                 mark.touch()
@@ -222,12 +223,12 @@ def plan_text(trials: Sequence[Trial], share: Share) -> str:
     rows = plan(trials, share)["trials"]
     body = [[row["trial"], row["due"], str(row["cpus"]), f"{row['gpus']:g}", row["command"] or "-"] for row in rows]
     head = ["trial", "due", "cores", "GPUs", "command"]
-    return f"{table(head, body, markdown=False)}\n\n{len(rows)} trials, {share_text(share)}"
+    return f"{table(head, body, markdown=False)}\n\n{counted(len(rows), 'trial')}, {share_text(share)}"
 
 
 def share_text(share: Share) -> str:
     at_once = "as many at once as the cluster has room for" if share.at_once is None else f"{share.at_once} at once"
-    return f"{at_once}, each with {cores_text(share.cpus)} and {share.gpus:g} GPUs"
+    return f"{at_once}, each with {cores_text(share.cpus)} and {counted(f'{share.gpus:g}', 'GPU')}"
 
 
 def report(queue: Sequence[Any], code: int, flags: Flags) -> None:

@@ -23,7 +23,7 @@ from fastdqn.errors import UsageError
 from fastdqn.machine.signals import StopRequest
 from fastdqn.sweeps import trials
 from fastdqn.sweeps.trials import Ending, Trial
-from fastdqn.units import clock, count, or_dash
+from fastdqn.units import clock, count, counted, or_dash
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange nothing, and Ray would reserve a third of the memory
 ORDER = ("running", "starting", "failed", "interrupted", "waiting", "finished")  # of the table, from the top
@@ -178,7 +178,8 @@ def line(row: dict[str, Any]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The live view: who runs first, so that a small terminal cuts off what waits and what is done."""
     done = sum(row["state"] == "finished" for row in rows)
-    drawn = Table(title=f"{done} of {len(rows)} trials finished", caption="score: mean of the last 100 games")
+    title = f"{done} of {counted(len(rows), 'trial')} finished"
+    drawn = Table(title=title, caption="score: mean of the last 100 games")
     for name in ("trial", "state", "frames", "frames/s", "score", "node"):
         drawn.add_column(name, justify="right" if name in ("frames", "frames/s", "score") else "left", no_wrap=True)
     for row in sorted(rows, key=lambda row: ORDER.index(row["state"])):
