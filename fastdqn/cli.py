@@ -25,7 +25,7 @@ COMMANDS = {
     "record": ("video of an agent", "fastdqn record runs/Breakout__fast__s1__..."),
     "play": ("watch an agent in the terminal", "fastdqn play runs/Breakout__fast__s1__..."),
     "plot": ("curves, as picture or characters", "fastdqn plot runs/Breakout__* -o curves.png"),
-    "compare": ("scores over seeds, with intervals", "fastdqn compare runs/Breakout__* --group-by preset"),
+    "compare": ("scores over seeds, with intervals", "fastdqn compare runs/Breakout__*"),
     "report": ("one page about a run", "fastdqn report runs/Breakout__fast__s1__..."),
     "profile": ("where the time goes", "fastdqn profile --num-envs 64"),
     "sweep": ("games x presets x seeds, on Ray", "fastdqn sweep --envs atari5 --presets fast,rainbow"),

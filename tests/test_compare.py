@@ -201,7 +201,7 @@ def test_a_runs_frames_are_the_most_that_any_of_its_files_knows_of(tmp_path: Pat
 def test_groups_that_are_not_what_they_seem_are_named(tmp_path: Path, capsys) -> None:
     runs = [write_run(tmp_path / "1", [1.0] * 10, seed=1), write_run(tmp_path / "2", [1.0] * 20, seed=1, gamma=0.9)]
     runs += [write_run(tmp_path / "3", [1.0] * 10, seed=2, state="running")]
-    notes = compare(capsys, *runs)["notes"]
+    notes = compare(capsys, *runs, "--group-by", "preset")["notes"]
     assert "catch on Catch has one seed twice: its runs are not independent, their mean counts once" in notes
     assert "catch on Catch mixes settings: its runs differ in gamma" in notes
     assert "the runs on Catch have trained for different numbers of frames" in notes
@@ -219,9 +219,30 @@ def test_when_runs_save_and_are_evaluated_is_no_setting_unless_new_games_begin_t
             write_run(tmp_path / f"{name}{seed}", [1.0] * 10, seed=seed, deterministic=deterministic, **some)
             for seed, some in enumerate(changes)
         ]
-        mixed = [note for note in compare(capsys, *runs)["notes"] if "mixes settings" in note]
+        mixed = [note for note in compare(capsys, *runs, "--group-by", "preset")["notes"] if "mixes settings" in note]
         expected = "catch on Catch mixes settings: its runs differ in checkpoint_period_frames, eval_period_frames"
         assert mixed == ([expected] if deterministic else [])
+        assert len(compare(capsys, *runs)["groups"]) == (3 if deterministic else 1)
+
+
+def test_runs_alike_in_all_but_seed_and_game_form_a_group_called_by_what_tells_it_apart(tmp_path: Path, capsys) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "fast": {},
+        "fast, learning_rate 0.001, dueling True": {"learning_rate": 1e-3, "dueling": True},
+        "fast, learning_rate 0.001": {"learning_rate": 1e-3},
+        "rainbow": {"preset": "rainbow"},  # which differs from fast in much
+    }
+    runs = []
+    for game, gamma in (("Pong", 0.9), ("Breakout", 0.99)):  # one for all runs of a game
+        for number, some in enumerate(changes.values()):
+            values = {"preset": "fast", "env": game, "gamma": gamma, **some}
+            folder = tmp_path / f"{game}{number}"
+            runs += [write_run(folder / f"s{seed}", [1.0] * 10, seed=seed, **values) for seed in (1, 2)]
+    figures = compare(capsys, *runs)
+    found = [(row["game"], row["group"], row["seeds"]) for row in figures["groups"]]
+    assert found == [(game, label, 2) for game in ("Pong", "Breakout") for label in changes]
+    assert [row["group"] for row in figures["overall"]] == list(changes)
+    assert not any("mixes settings" in note for note in figures["notes"])
 
 
 @pytest.mark.parametrize("status", [None, "starting", "running"])
@@ -318,6 +339,6 @@ def test_json_stands_alone_on_stdout_and_a_wrong_run_is_one_line(tmp_path: Path,
     run = write_run(tmp_path / "run", [1.0] * 3)
     assert main(["compare", str(run), "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["group_by"] == "preset" and "IQM" in printed.err
+    assert json.loads(printed.out)["group_by"] == "settings" and "IQM" in printed.err
     assert main(["compare", str(run), str(tmp_path / "gone")]) == 2
     assert capsys.readouterr().err.startswith(f"error: run={tmp_path}/gone: no such folder")

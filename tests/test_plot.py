@@ -239,15 +239,16 @@ def test_one_seed_twice_is_two_runs_and_not_two_seeds(tmp_path: Path, capsys) ->
 def test_a_group_that_mixes_settings_says_so_beside_the_picture_and_in_it(tmp_path: Path, capsys) -> None:
     runs = [str(write_run(tmp_path / str(s), [1.0] * 10, seed=s, learning_rate=s / 1e4)) for s in (1, 2)]
     note = "catch on Catch mixes settings: its runs differ in learning_rate"
-    assert main(["plot", *runs, "-o", str(tmp_path / "out.svg"), "--json"]) == 0
+    assert main(["plot", *runs, "-o", str(tmp_path / "out.svg"), "--group-by", "preset", "--json"]) == 0
     printed = capsys.readouterr()
     assert f"note: {note}\n" in printed.err and json.loads(printed.out)["notes"] == [note]
     assert f"<!-- note: {note} -->" in (tmp_path / "out.svg").read_text()
-    assert main(["compare", *runs, "--json"]) == 0
+    assert main(["compare", *runs, "--group-by", "preset", "--json"]) == 0
     assert note in printed_json(capsys)["notes"]
-    assert main(["plot", *runs, "-o", str(tmp_path / "out.svg"), "--group-by", "learning_rate", "--json"]) == 0
-    printed = capsys.readouterr()
-    assert "note" not in printed.err and json.loads(printed.out)["notes"] == []
+    for field in ("learning_rate", "settings"):
+        assert main(["plot", *runs, "-o", str(tmp_path / "out.svg"), "--group-by", field, "--json"]) == 0
+        printed = capsys.readouterr()
+        assert "note" not in printed.err and json.loads(printed.out)["notes"] == []
 
 
 def test_ascii_draws_the_mean_the_seeds_and_the_levels_where_they_are() -> None:

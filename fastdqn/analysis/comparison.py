@@ -17,7 +17,7 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
 
     Args:
         histories: the runs.
-        group: field of the config by which they form groups.
+        group: by what they form groups, see `group_by`.
         source: what their scores are, see `final_score`; where "auto" gives some runs another kind than others, the
             scores of training for all.
         reach: score whose time is looked for, or None.
@@ -37,10 +37,7 @@ def compare(histories: Sequence[History], *, group: str, source: str, reach: flo
         missing = "evaluation" if source == "eval" else "finished game"
         notes.append(f"no {missing} yet, left out: {', '.join(unscored)}")
         histories = [one for one in histories if final_score(one, source) is not None]
-    by_game = {
-        game: group_by([one for one in histories if one.game == game], group)
-        for game in dict.fromkeys(one.game for one in histories)
-    }
+    by_game = group_by(histories, group)
     rows = [
         summary(label, game, members, source=source, reach=reach)
         for game, some in by_game.items()

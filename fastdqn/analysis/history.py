@@ -14,7 +14,7 @@ import numpy as np
 from fastdqn import run_folder, runs
 from fastdqn.analysis.statistics import Curve, first_reached, trailing_mean
 from fastdqn.atari import RANDOM_AND_HUMAN_SCORES
-from fastdqn.config import NOT_LEARNING, Config
+from fastdqn.config import NOT_LEARNING, Config, unchanged
 from fastdqn.errors import UsageError
 from fastdqn.units import cores
 
@@ -119,22 +119,42 @@ def _read(path: Path) -> History:
     return History(path, config, games, rows, status, environment, evaluations, in_use)
 
 
-def group_by(histories: Sequence[History], field: str) -> dict[str, list[History]]:
-    """Histories by a field of their configs, in order of the first appearance.
+def group_by(histories: Sequence[History], field: str) -> dict[str, dict[str, list[History]]]:
+    """Histories by game, then by a field of their configs or by "settings": all that learning depends on but seed and game.
+
+    A group is called alike on all games, and stands on each in the order of its first appearance on any.
 
     Raises:
         UsageError: a Config has no such field.
     """
-    known = [one.name for one in fields(Config)]
+    known = ["settings", *(one.name for one in fields(Config))]
     field = field.replace("-", "_")
     if field not in known:
         near = difflib.get_close_matches(field, known, n=3, cutoff=0.0)
         raise UsageError(f"group_by={field}: a config has no such field; did you mean {', '.join(near)}?")
-    groups: dict[str, list[History]] = {}
-    for history in histories:
-        value = getattr(history.config, field)
-        groups.setdefault(str(value) if field in ("preset", "env") else f"{field} {value}", []).append(history)
-    return groups
+    if field == "settings":
+        labels = _settings(histories)
+    else:
+        name = "" if field in ("preset", "env") else f"{field} "
+        labels = [f"{name}{getattr(one.config, field)}" for one in histories]
+    games = {one.game: {label: [] for label in labels} for one in histories}
+    for one, label in zip(histories, labels, strict=True):
+        games[one.game][label].append(one)
+    return {game: {label: some for label, some in groups.items() if some} for game, groups in games.items()}
+
+
+def _settings(histories: Sequence[History]) -> list[str]:
+    """Each one's preset with what it takes to tell its settings from those of the preset's other runs on the same game."""
+    apart: dict[str, dict[str, None]] = {}
+    for preset, game in dict.fromkeys((one.config.preset, one.game) for one in histories):
+        same = [one for one in histories if (one.config.preset, one.game) == (preset, game)]
+        apart.setdefault(preset, {}).update(dict.fromkeys(differing_fields(same)))
+    labels = []
+    for one in histories:
+        config, own = one.config, unchanged(one.config)
+        names = [name for name in apart[config.preset] if getattr(config, name) != getattr(own, name)]
+        labels.append(", ".join([config.preset, *(f"{name} {getattr(config, name)}" for name in names)]))
+    return labels
 
 
 def differing_fields(histories: Sequence[History]) -> list[str]:

@@ -26,8 +26,8 @@ class Flags(JsonFlags):
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, or names under runs/."""
-    group_by: str = "preset"
-    """Field of the config by which runs form a group; the runs of a group differ in their seeds."""
+    group_by: str = "settings"
+    """Which runs form a group. settings: those alike in all but seed and game; or a field of the config, preset perhaps."""
     score: Literal["auto", "training", "eval"] = "auto"
     """training: mean of the last 100 games; eval: the last evaluation made of the newest checkpoint evaluated; auto: eval where all runs share its protocol, else training."""
     reach: float | None = None

@@ -31,8 +31,8 @@ class Flags(JsonFlags):
     """Emulator frames, env steps, or minutes of training."""
     metric: str = "score"
     """score: unclipped, of the games played in training; or a tag of metrics.jsonl, td_loss or losses/td_loss."""
-    group_by: str = "preset"
-    """Field of the config by which runs form a group, which has one colour and one mean."""
+    group_by: str = "settings"
+    """Which runs form a group, with one colour and one mean. settings: those alike in all but seed and game; or a field of the config, preset perhaps."""
     window: int = 0
     """Games, or log rows of 2 s, in the running mean. 0: 100 games, 10 rows."""
     ascii: bool = False
@@ -43,17 +43,13 @@ def main(flags: Flags) -> int:
     if flags.window < 0:
         raise UsageError(f"window={flags.window}: give a number from 1, or 0 for 100 games or 10 log rows")
     histories = load(flags.runs)
-    groups = history.group_by(histories, flags.group_by)
-    by_game = {
-        game: [one for one in histories if one.game == game] for game in dict.fromkeys(one.game for one in histories)
-    }
-    panels = [panel_of(some, list(groups), flags) for some in by_game.values()]
+    by_game = history.group_by(histories, flags.group_by)
+    labels = list(dict.fromkeys(label for groups in by_game.values() for label in groups))
+    panels = [panel_of(groups, labels, flags) for groups in by_game.values()]
     if not any(map(limits, panels)):
         missing = "no game of these runs has ended" if flags.metric == "score" else "these runs have not logged it"
         raise RunError(f"metric={flags.metric}: nothing to draw; {missing} yet")
-    notes = [
-        note for game, some in by_game.items() for note in mixed_settings(game, history.group_by(some, flags.group_by))
-    ]
+    notes = [note for game, groups in by_game.items() for note in mixed_settings(game, groups)]
     lines = []
     if flags.ascii:
         width = min(shutil.get_terminal_size().columns, 120)
@@ -78,8 +74,9 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> Panel:
-    """The curves of the runs of one game. A group of the same name has the same colour in every game's panel."""
+def panel_of(groups: dict[str, list[History]], labels: list[str], flags: Flags) -> Panel:
+    """The curves of the groups on one game. A group has the same colour in every game's panel."""
+    histories = [one for members in groups.values() for one in members]
     if flags.metric == "score":
         window = flags.window or history.WINDOW
         ylabel = f"score, mean of the last {window} games"
@@ -94,14 +91,14 @@ def panel_of(histories: Sequence[History], groups: list[str], flags: Flags) -> P
             return history.metric_curve(one, tag, flags.x, window)
 
     lines = []
-    for label, members in history.group_by(histories, flags.group_by).items():
+    for label, members in groups.items():
         found = [(one.config.seed, curve(one)) for one in members]
         curves = [drawn for _, drawn in found if len(drawn.x)]
         seeds = len({seed for seed, drawn in found if len(drawn.x)})
         what = "seed" if seeds == len(curves) else "run"  # one seed twice is no two seeds
         number = f"{len(curves)} {what}{'s' * (len(curves) != 1)}"
         words = f"{label} (mean of {number})" if len(curves) > 1 else f"{label} ({number})"
-        place = groups.index(label) if len(groups) <= COLOURS else len(lines)  # no two of a panel alike
+        place = labels.index(label) if len(labels) <= COLOURS else len(lines)  # no two of a panel alike
         lines.append(Line(words, curves, mean_curve(curves, interval=seeds >= MIN_SEEDS), place, seeds))
     alone = histories[0] if len(histories) == 1 and flags.metric == "score" else None
     return Panel(

@@ -246,7 +246,7 @@ def report(queue: Sequence[Any], code: int, flags: Flags) -> None:
     elif present := [
         str(progress.trial.folder) for progress in queue if (progress.trial.folder / "config.toml").exists()
     ]:
-        figures = compare(load(present), group="preset", source="auto", reach=None)
+        figures = compare(load(present), group="settings", source="auto", reach=None)
         lines += [text(figures, markdown=False), f"again: fastdqn compare {pattern(queue, flags)}"]
     emit("\n\n".join(lines), {"out": str(folder(flags)), "trials": rows, "compare": figures}, as_json=flags.json)
 
