@@ -100,5 +100,11 @@ def kl_divergence(target_NZ: Tensor, logits_NZ: Tensor) -> Tensor:
 
 
 def weighted_mean(loss_N: Tensor, weight_N: Tensor) -> Tensor:
-    """Sum of weight * loss over N: a slot of weight 0 contributes nothing and scales nothing else. 0-d"""
+    """Sum of weight * loss over N: a slot of weight 0 contributes nothing and scales nothing else. 0-d
+
+    Raises:
+        ValueError: a loss of another shape, [N, 1] or [N, K], which would be broadcast without a word.
+    """
+    if loss_N.shape != weight_N.shape:
+        raise ValueError(f"loss {tuple(loss_N.shape)}: of a batch with weights {tuple(weight_N.shape)}; give one each")
     return (weight_N * loss_N).mean()

@@ -185,6 +185,13 @@ def test_the_munchausen_target_equals_the_papers_equation(temperature: float) ->
             assert target[n, k].item() == pytest.approx(float(reward[n]) + bonus + float(discount[n]) * soft)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (4, 4), (1,), ()])
+def test_a_loss_that_is_not_one_number_for_each_transition_is_refused(shape: tuple[int, ...]) -> None:
+    """Broadcast against the weights it would be a mean of other things, and training would go on."""
+    with pytest.raises(ValueError, match=r"of a batch with weights \(4,\)"):
+        losses.weighted_mean(torch.ones(shape), torch.ones(4))
+
+
 def test_losses_pass_gradcheck_in_float64() -> None:
     value, action = random(6, 3, 1).requires_grad_(), torch.arange(6) % 3
     target = 3 * random(6, 1, seed=1)
