@@ -20,7 +20,7 @@ import torch
 
 from fastdqn import checkpoint
 from fastdqn.analysis.statistics import bootstrap_interval
-from fastdqn.atari import FRAME_CAP, human_normalized_score
+from fastdqn.atari import FRAME_CAP, human_normalized_score, num_actions
 from fastdqn.checkpoint import Checkpoint, CheckpointError
 from fastdqn.config import Config, check_range
 from fastdqn.envs import EnvStep, VectorEnv
@@ -30,7 +30,6 @@ from fastdqn.networks import QNetwork
 from fastdqn.parts import make_envs, make_network, make_screen
 from fastdqn.player import Player
 from fastdqn.run_folder import replace_text
-from fastdqn.screens import Screen
 
 SAME_END_ROWS = 256  # two games whose last so many screens are equal were the same game
 PROTOCOLS = ("run", "sticky", "noop", "nature")
@@ -241,7 +240,6 @@ class Agent(NamedTuple):
     config: Config
     rules: Protocol
     saved: Checkpoint
-    screen: Screen
     envs: VectorEnv
     network: QNetwork
     player: Player
@@ -286,7 +284,7 @@ def set_up(
     )
     envs = make_envs(playing, screen, threads, role="eval", render=render)
     try:
-        network = network_of(saved, config, envs, screen).to(where)
+        network = network_of(saved, config).to(where)
         player = Player(
             network,
             envs,
@@ -300,23 +298,24 @@ def set_up(
     except BaseException:
         envs.close()
         raise
-    return Agent(config, rules, saved, screen, envs, network, player, where)
+    return Agent(config, rules, saved, envs, network, player, where)
 
 
-def network_of(saved: Checkpoint, config: Config, envs: VectorEnv, screen: Screen) -> QNetwork:
-    """The trained network, on the CPU.
+def network_of(saved: Checkpoint, config: Config) -> QNetwork:
+    """The trained network of a resolved config, on the CPU, in float32. Needs no games.
 
     Raises:
         CheckpointError: it is not the one that the config describes.
     """
-    obs_shape = screen.obs_shape(config.frame_stack)
+    obs_shape = make_screen(config, torch.device("cpu")).obs_shape(config.frame_stack)
+    actions = num_actions(config.name, full_action_set=config.full_action_set)
     trained = tuple(saved.state.get("obs_shape", ())), saved.state.get("num_actions")
-    if trained != (obs_shape, envs.num_actions):
+    if trained != (obs_shape, actions):
         raise CheckpointError(
             f"{saved.path}: trained on observations {trained[0]} with {trained[1]} actions, config.toml describes "
-            f"{obs_shape} with {envs.num_actions}; restore the config.toml of this run"
+            f"{obs_shape} with {actions}; restore the config.toml of this run"
         )
-    network = make_network(config, obs_shape, envs.num_actions)
+    network = make_network(config, obs_shape, actions)
     try:
         network.load_state_dict(saved.tensors["model"])
     except (KeyError, RuntimeError) as error:

@@ -4,9 +4,13 @@ import ast
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import TINY
+
+from fastdqn import checkpoint
+from fastdqn.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdqn"
@@ -149,8 +153,12 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (block,) = re.findall(r"```python\n(.+?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastdqn.config.load_preset", lambda name: replace(TINY, preset=name, total_frames=2_400))
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(block, names)
     run = names["run"]
     assert isinstance(run, Path) and (tmp_path / run / "status.json").is_file()
     assert len(list((tmp_path / run / "eval").iterdir())) == 1
+    td_error, q_values, (hidden,) = (names[name] for name in ("td_error", "q_values", "hidden"))
+    assert td_error.shape == (256,) and td_error.min() >= 0 and q_values.shape == (256, 4) and hidden.shape == (256, 16)
+    look = names["look"]
+    assert isinstance(look, Run) and look.clock.updates == checkpoint.load(run / "checkpoints").state["updates"]
