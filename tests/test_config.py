@@ -1,14 +1,17 @@
 """Every default in one place, a round trip through TOML, and refusals that name field, value and remedy."""
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastdqn import config as config_module
 from fastdqn.arguments import train_config
-from fastdqn.config import Config, load_preset, preset_names
+from fastdqn.config import _RANGES, Config, load_preset, preset_names
 from fastdqn.errors import UsageError
+from fastdqn.parts import NETWORK_FIELDS
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -122,6 +125,20 @@ def test_every_field_is_documented() -> None:
     for field in fields(Config):
         after = source.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1]
         assert after.lstrip().startswith('"""'), f"{field.name} has no line of help"
+
+
+def test_every_number_has_its_range() -> None:
+    """Without one NaN and infinity are taken, and so is any other value that cannot work."""
+    numbers = {field.name for field in fields(Config) if field.type in (int, float, int | None, float | None)}
+    assert numbers == set(_RANGES)
+
+
+def test_every_field_is_read_by_something() -> None:
+    """A flag that is taken, saved and compared, and reaches nothing, would be an ablation of nothing."""
+    package = Path(config_module.__file__).parent
+    rest = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "config.py")
+    read = set(re.findall(r"\b(?:config|own|share|whole)\.(\w+)", rest)) | set(NETWORK_FIELDS)
+    assert {field.name for field in fields(Config)} <= read
 
 
 def test_a_run_made_with_what_has_no_effect_can_still_be_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastdqn import checkpoint, parts
 from fastdqn.cli import main
-from fastdqn.commands import export
+from fastdqn.commands import export, model_card
 from fastdqn.config import Config, load_preset
 from fastdqn.evaluation import evaluate, set_up
 from fastdqn.machine import hardware
@@ -96,6 +96,12 @@ def test_every_kind_of_network_answers_the_same_from_its_file(
     comparison = export.compare(network, load(tmp_path / f"agent.{format}"), screens)
     assert comparison.passed and comparison.same_action == comparison.observations == 32
     assert comparison.distinct > 20 and comparison.largest_q > 1e-3
+
+
+def test_every_head_is_among_these_networks_and_has_its_words_on_the_card() -> None:
+    heads = get_args(Config.__annotations__["head"])
+    assert {settings.get("head", "q") for settings in NETWORKS.values()} == set(heads)
+    assert len({model_card.outputs(Config(head=head)) for head in heads}) == len(heads)
 
 
 def test_the_command_compares_on_1024_real_observations_and_writes_file_and_card(

@@ -1,6 +1,7 @@
 """The learner against tabular Q-learning, a float64 reference and itself compiled."""
 
 import copy
+from typing import get_args
 
 import gymnasium
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastdqn.config import Config
 from fastdqn.learner import Learner
 from fastdqn.networks import Prediction, QNetwork
 
@@ -277,7 +279,7 @@ def vector_batch(seed: int = 0, size: int = 16) -> dict[str, torch.Tensor]:
     return {**batch, "obs": batch["obs"] / 128 - 1, "next_obs": batch["next_obs"] / 128 - 1}
 
 
-HEADS = ["q", "c51", "qrdqn", "iqn"]
+HEADS = get_args(Config.__annotations__["head"])
 MUNCHAUSEN = (0.9, 0.03, -1.0)
 
 
