@@ -108,6 +108,7 @@ class Pipeline:
         """Stores the staged group and chooses its actions, which begin their way to the host.
 
         Args:
+            epsilon: share of random actions from here on, the same for every game.
             importance_exponent: beta of prioritised draws from here on.
             learning_rate: of updates from here on.
         """

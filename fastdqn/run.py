@@ -187,7 +187,7 @@ class Run:
         return before
 
     def log(self) -> None:
-        """One row of figures, with the games of all ranks, which are all here."""
+        """One row of figures, with the games of all ranks, which are all here. By the clock: changes nothing that trains."""
         self._share_episodes()
         self._log_row()
 
