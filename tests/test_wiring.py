@@ -307,6 +307,21 @@ def test_a_log_row_has_the_losses_of_its_own_period_and_without_an_update_those_
     assert len(first) == 4 and not any(first[tag] == second[tag] for tag in first) and second == third
 
 
+def test_a_log_row_changes_nothing_that_trains(tmp_path: Path) -> None:
+    """It is due by the clock: a draw for a figure would make two deterministic runs differ."""
+    run = Run(quiet("catch", tmp_path / "run", prioritized=True, noisy=True), ["test"])
+    run.envs.start()
+    while run.clock.updates < 20:
+        step_group(run)
+    run.envs.close()
+    # all but the sums, which it reads and clears
+    tensors = [tensor for tensor in run.learner.tensors() if tensor is not run.learner._sums]
+    tensors += run.ring.bookkeeping().values()
+    before = [tensor.clone() for tensor in tensors]
+    run.log()
+    assert all(torch.equal(old, new) for old, new in zip(before, tensors, strict=True))
+
+
 def test_a_pool_that_stalls_has_the_run_saved_in_every_epoch(tmp_path: Path) -> None:
     run = Run(quiet("catch", tmp_path / "run"), ["test"])
     assert run.envs._on_stall == run.save_for_resume
