@@ -93,6 +93,9 @@ class Config:
     """Env steps between copies of the online into the target network [C]. Hessel et al. 2018: 8k (32k frames)."""
     polyak: float = 0.0
     """Share of the online network mixed into the target after each update [τ], instead of copies; 0: copies."""
+    acting_ema: float = 0.0
+    """Act, and be evaluated, with a running average of the online weights that keeps this share of itself at each update;
+    0: with the online weights. Schwarzer et al. 2023 (BBF) act with theirs, which is also the target: 0.995."""
 
     epsilon_end: float = 0.01
     """Final share of random actions [ε]. Hessel et al. 2018 and Dopamine: 0.01."""
@@ -414,6 +417,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "munchausen_temperature": (1e-4, 100),
     "munchausen_floor": (-1e9, 0),
     "polyak": (0, 1),
+    "acting_ema": (0, 0.99999),
     "num_atoms": (2, 10_000),
     "value_limit": (1e-6, 1e9),
     "num_quantiles": (1, 10_000),

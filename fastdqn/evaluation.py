@@ -302,7 +302,7 @@ def set_up(
 
 
 def network_of(saved: Checkpoint, config: Config) -> QNetwork:
-    """The trained network of a resolved config, on the CPU, in float32. Needs no games.
+    """The trained network that acts, of a resolved config, on the CPU, in float32. Needs no games.
 
     Raises:
         CheckpointError: it is not the one that the config describes.
@@ -317,7 +317,7 @@ def network_of(saved: Checkpoint, config: Config) -> QNetwork:
         )
     network = make_network(config, obs_shape, actions)
     try:
-        network.load_state_dict(saved.tensors["model"])
+        network.load_state_dict(saved.tensors["acting" if config.acting_ema > 0 else "model"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{saved.path}: its model is not the network of config.toml (encoder={config.encoder}, "

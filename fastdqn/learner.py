@@ -1,4 +1,4 @@
-"""Online and target networks, the optimiser, `act` and `update`.
+"""Online, target and acting networks, the optimiser, `act` and `update`.
 
 Compiled are, each whole (`fullgraph=True`) and with static shapes: the choice of actions, the loss, what is decided and
 counted between gradient and step, and the step of an optimiser that torch has no fused kernel for.
@@ -41,6 +41,8 @@ class Learner:
             becomes soft, see `losses.munchausen_reward`.
         loss: of the TD error of a head "q": "huber" or "mse"; the other heads have their own.
         polyak: after each update target <- target + polyak * (online - target); 0: `sync_target` alone moves it.
+        acting_ema: act with a network of its own, after each update acting <- online + acting_ema * (acting - online),
+            which leaves out what the last few steps did at random; 0: with the online network.
         max_grad_norm: global norm to which gradients are scaled down; 0 leaves them alone.
     """
 
@@ -53,18 +55,23 @@ class Learner:
         munchausen: tuple[float, float, float] | None = None,
         loss: str = "huber",
         polyak: float = 0.0,
+        acting_ema: float = 0.0,
         max_grad_norm: float,
         seed: int,
         compile: bool,
     ) -> None:
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
+        self.acting = copy.deepcopy(self.target) if acting_ema > 0 else network
         self.optimizer = optimizer
         self.parameters: list[Tensor] = list(network.parameters())
         self._target_params: list[Tensor] = list(self.target.parameters())
         self._buffers, self._target_buffers = list(network.buffers()), list(self.target.buffers())
+        own = acting_ema > 0
+        self._acting_params: list[Tensor] = list(self.acting.parameters()) if own else []
+        self._acting_buffers = list(self.acting.buffers()) if own else []
         self._double, self._munchausen = double, munchausen
-        self._polyak, self._max_grad_norm = polyak, max_grad_norm
+        self._polyak, self._acting_ema, self._max_grad_norm = polyak, acting_ema, max_grad_norm
         self._fused = bool(optimizer.defaults.get("fused"))
         if not self._fused and not isinstance(optimizer, torch.optim.RMSprop):
             raise TypeError(f"optimizer={type(optimizer).__name__}: make it with fused=True")
@@ -126,8 +133,8 @@ class Learner:
             moment.zero_()
 
     def q_values(self, obs: Tensor, group: Tensor) -> Tensor:
-        """Q(s, .) of the online network, to act on. float32 [B, A]"""
-        return self.online(obs, 4 * group + 3)
+        """Q(s, .) of the acting network. float32 [B, A]"""
+        return self.acting(obs, 4 * group + 3)
 
     def choose(self, obs: Tensor, epsilon: Tensor, group: Tensor) -> Tensor:
         """Epsilon-greedy actions of group number `group`. int64 [B]"""
@@ -195,8 +202,8 @@ class Learner:
 
     def shared(self) -> list[Tensor]:
         """What has to be the same on all ranks before the first update; the optimiser's moments follow from it."""
-        networks = [*self.parameters, *self._target_params, *self._buffers, *self._target_buffers]
-        return [tensor.detach() for tensor in networks]
+        params = *self.parameters, *self._target_params, *self._acting_params
+        return [tensor.detach() for tensor in (*params, *self._buffers, *self._target_buffers, *self._acting_buffers)]
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -236,7 +243,9 @@ class Learner:
         divisor, bad = self._account(loss, q, spread, norm)
         self._step(grads, divisor, bad)
         if self._polyak > 0:
-            self._follow()
+            self._follow(self._target_params, self._target_buffers, self._polyak)
+        if self._acting_ema > 0:
+            self._follow(self._acting_params, self._acting_buffers, 1 - self._acting_ema)
         return torch.where(bad > 0, 0.0, size_N)
 
     def _account_once(self, loss: Tensor, q: Tensor, spread: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,11 +311,11 @@ class Learner:
         return [value for value in state if isinstance(value, Tensor)]
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Soft update of the target network: Lillicrap et al. 2016, after Polyak."""
-        torch._foreach_lerp_(self._target_params, self.parameters, self._polyak)
-        if self._buffers:
-            torch._foreach_copy_(self._target_buffers, self._buffers)
+    def _follow(self, params: list[Tensor], buffers: list[Tensor], share: float) -> None:
+        """Moves another network by `share` of its way to the online one: Lillicrap et al. 2016, after Polyak."""
+        torch._foreach_lerp_(params, self.parameters, share)
+        if buffers:
+            torch._foreach_copy_(buffers, self._buffers)
 
     @torch.no_grad()
     def sync_target(self) -> None:
@@ -333,6 +342,7 @@ class Learner:
         return {
             "model": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
+            **({"acting": dict(self.acting.state_dict())} if self._acting_ema > 0 else {}),
             "optimizer": moments,
             "random": {"explore_counter": self.explore_counter, "learn_counter": self.learn_counter},
         }

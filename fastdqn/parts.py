@@ -237,6 +237,7 @@ def make_learner(config: Config, network: QNetwork, device: torch.device, *, com
         munchausen=munchausen if config.munchausen else None,
         loss="mse" if config.loss == "mse" else "huber",
         polyak=config.polyak,
+        acting_ema=config.acting_ema,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         compile=compile,

@@ -30,6 +30,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
     if config.polyak > 0:
         target = f"target follows by {config.polyak:g} per update"
     falling = f", falling to {config.learning_rate_end:g}" if config.learning_rate_end > 0 else ""
+    averaged = f"; weights averaged, decay {config.acting_ema:g}" if config.acting_ema > 0 else ""
     arithmetic = str(parts.learner.online.compute_dtype).removeprefix("torch.")
     kernels = "compiled" if parts.learner.compiled else "eager"
     if device.type == "cuda":
@@ -46,7 +47,7 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"updates of {config.batch_size} per env step, {target}",
         f"algorithm {config.algorithm}, learning rate {config.learning_rate:g}{falling}",
         f"explore   epsilon 1 until learning starts, then to {config.epsilon_end:g} over "
-        f"{config.epsilon_decay_steps:,} env steps",
+        f"{config.epsilon_decay_steps:,} env steps{averaged}",
         f"compute   {parameters:,} parameters, {arithmetic}, {kernels}; "
         f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
         f"{', ' + parts.screen.on_device if parts.screen.on_device else ''}",

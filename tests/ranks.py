@@ -75,6 +75,7 @@ def training(updates: int, folder: Path) -> dict:
     """A prioritised Catch run of some updates: digests of weights and moments, and what was counted."""
     config = replace(
         load_preset("catch"), prioritized=True, num_envs=16, compile=False, torch_threads=1, env_threads=1, ui="quiet",
+        acting_ema=0.5,
         run_dir=str(folder / "run"),
     )  # fmt: skip
     run = Run(config, ["test"])
@@ -86,7 +87,7 @@ def training(updates: int, folder: Path) -> dict:
                 run.log()
     state = run.learner.state()
     digest = hashlib.sha256()
-    for tree in (state["model"], state["target"], state["optimizer"]):
+    for tree in (state["model"], state["target"], state.get("acting", {}), state["optimizer"]):
         for tensor in tree.values():
             digest.update(tensor.detach().contiguous().numpy().tobytes())
     own = run.ring.storage["frame"].numpy().tobytes()

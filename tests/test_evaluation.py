@@ -24,7 +24,9 @@ from fastdqn.evaluation import (
     PROTOCOLS,
     Game,
     GameTally,
+    config_of,
     evaluate,
+    network_of,
     play,
     protocol_of,
     quotas,
@@ -384,6 +386,15 @@ def test_a_config_that_is_not_the_trained_networks_is_an_error(
     (run / "config.toml").write_text("\n".join(lines))
     with pytest.raises(CheckpointError, match=reason):
         evaluate(run, episodes=1)
+
+
+def test_the_average_that_acted_is_what_is_evaluated(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(quiet("catch", run, total_frames=2_000, acting_ema=0.9))
+    saved = checkpoint.load(run / "checkpoints")
+    weights = network_of(saved, config_of(run)).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in saved.tensors["acting"].items())
+    assert not torch.equal(weights["advantage.out.bias"], saved.tensors["model"]["advantage.out.bias"])
 
 
 def test_a_vector_task_is_played_as_trained(tmp_path: Path) -> None:

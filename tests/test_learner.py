@@ -234,12 +234,13 @@ def test_bf16_gradients_stay_within_two_percent_of_fp32() -> None:
     assert (a - b).norm() <= 2e-2 * a.norm()
 
 
-def test_state_round_trip_continues_bit_for_bit() -> None:
+@pytest.mark.parametrize("acting_ema", [0.0, 0.5])
+def test_state_round_trip_continues_bit_for_bit(acting_ema: float) -> None:
     torch.manual_seed(0)
-    first = make_learner(QNetwork((4, 84, 84), 3))
+    first = make_learner(QNetwork((4, 84, 84), 3), acting_ema=acting_ema)
     for seed in range(3):
         first.update(**random_batch((4, 84, 84), 3, 8, seed))
-    second = make_learner(QNetwork((4, 84, 84), 3))
+    second = make_learner(QNetwork((4, 84, 84), 3), acting_ema=acting_ema)
     second.load_state({part: {k: v.clone() for k, v in tree.items()} for part, tree in first.state().items()})
     for learner in (first, second):
         learner.update(**random_batch((4, 84, 84), 3, 8, seed=9))
@@ -423,10 +424,39 @@ def test_a_polyak_target_follows_by_its_share_and_takes_the_buffers_whole() -> N
         assert torch.equal(ours, theirs)
 
 
+def test_the_acting_network_keeps_its_share_and_takes_the_buffers_whole() -> None:
+    torch.manual_seed(0)
+    network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
+    learner = make_learner(network, acting_ema=0.75)
+    before = [param.clone() for param in learner.acting.parameters()]
+    assert all(torch.equal(old, online) for old, online in zip(before, network.parameters(), strict=True))
+    for seed in range(2):
+        learner.update(**random_batch((4, 84, 84), 3, 4, seed))
+        after = list(zip(before, learner.acting.parameters(), network.parameters(), strict=True))
+        assert all(torch.allclose(new, 0.75 * old + 0.25 * online, atol=1e-7) for old, new, online in after)
+        before = [new.clone() for _, new, _ in after]
+    for ours, theirs in zip(network.buffers(), learner.acting.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("acting_ema", [0.0, 0.5])
+def test_the_average_acts_where_there_is_one(acting_ema: float) -> None:
+    network = nn.Linear(5, 3)
+    learner = make_learner(network, acting_ema=acting_ema)
+    learner.epsilon.zero_()
+    for chosen, module in ((1, learner.online), (2, learner.acting)):
+        with torch.no_grad():
+            for param in module.parameters():
+                param.zero_()
+            module.values.bias[chosen] = 1.0
+    assert learner.act(torch.zeros(4, 5)).tolist() == [2] * 4
+    assert (learner.acting is learner.online) == (acting_ema == 0)
+
+
 def test_a_warm_up_leaves_no_trace() -> None:
     torch.manual_seed(0)
     network = QNetwork((4, 84, 84), 3, encoder="impala", spectral_norm=True, hidden_size=8)
-    learner = make_learner(network, polyak=0.25)
+    learner = make_learner(network, polyak=0.25, acting_ema=0.5)
     for layer in network.spectral_layers:
         layer.weight.data.copy_(torch.randn_like(layer.weight))  # u and v do not belong to it
     learner.update(**random_batch((4, 84, 84), 3, 4))

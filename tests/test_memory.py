@@ -130,6 +130,7 @@ def test_larger_batches_networks_and_pools_need_more_each_in_its_own_part() -> N
         ({"prioritized": True}, {"ring"}),
         ({"hidden_size": 1024}, {"model", "saving", "activations"}),
         ({"optimizer": "rmsprop"}, {"model", "saving"}),
+        ({"acting_ema": 0.995}, {"model", "saving"}),
         ({"eval_period_frames": 1_000_000}, {"evaluation"}),
         ({"checkpoint_replay": "full"}, {"saving"}),
     ]

@@ -31,7 +31,7 @@ BREAKOUT = replace(
     Config(), env="Breakout", num_envs=4, replay_capacity=600, batch_size=8, learning_starts=100, hidden_size=16,
     target_update_period=100, total_frames=3_600, compile=False, precision="fp32", ui="quiet", torch_threads=1,
     deterministic=True, checkpoint_period_frames=1_600, head="iqn", num_quantiles=8, noisy=True, n_step=3,
-    replay_ratio=1.0,
+    replay_ratio=1.0, acting_ema=0.9,
 )  # fmt: skip
 
 

@@ -32,11 +32,13 @@ def built(config: Config, ranks: Ranks | None = None) -> parts.Parts:
 def test_every_setting_of_learning_reaches_the_learner_and_the_ring(switch: bool, tmp_path: Path) -> None:
     config = quiet(
         "catch", tmp_path, double=switch, gamma=0.5, n_step=4, reward_clip=switch, loss="mse" if switch else "huber",
-        max_grad_norm=3.0, optimizer_eps=0.25, learning_rate=0.5, polyak=0.125, replay_capacity=2_000,
+        max_grad_norm=3.0, optimizer_eps=0.25, learning_rate=0.5, polyak=0.125, acting_ema=0.25,
+        replay_capacity=2_000,
     )  # fmt: skip
     made = built(config)
     learner, ring = made.learner, made.ring
-    assert (learner._double, learner._max_grad_norm, learner._polyak) == (switch, 3.0, 0.125)
+    settings = learner._double, learner._max_grad_norm, learner._polyak, learner._acting_ema
+    assert settings == (switch, 3.0, 0.125, 0.25)
     assert learner._elementwise_loss(torch.tensor(4.0)) == (8.0 if switch else 3.5)
     assert (learner.optimizer.defaults["eps"], learner.optimizer.defaults["lr"]) == (0.25, 0.5)
     assert (ring.gamma, ring.n_step, ring.reward_clip, ring.num_envs) == (0.5, 4, switch, config.num_envs)

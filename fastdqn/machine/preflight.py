@@ -4,7 +4,7 @@ P parameters, N rows of an update, B of a group:
 
     part         where   bytes
     ring         device  `memory.required_bytes`, exact
-    model        device  4 P each: weights, target, gradients, moments; 2 P for each network that is cast to bfloat16
+    model        device  4 P each: weights, target, gradients, moments, weights averaged; 2 P for each network that is cast to bfloat16
     activations  device  N (3.5 s + 1.5 F): s of an observation, F of what a forward pass puts out; or B (2 s + F)
     graphs       device  CUDA alone: its pools hold activations of their own, and the libraries' workspaces
     staging      host    a group, on CUDA in two pinned slots
@@ -105,15 +105,16 @@ def needs_of(config: Config, device: torch.device, screen: Screen, network: QNet
     moments = 2 if config.optimizer == "adam" else 1 + config.rmsprop_centered  # tensors kept for each weight
     # Adam steps in place; RMSprop also keeps what was before a step, and the scaled gradients
     copies = 3 + moments + (0 if config.optimizer == "adam" else 2 + moments)
-    casts = 2 * 2 * P if network.compute_dtype == torch.bfloat16 else 0
-    kept = 4 * P * (2 + moments)  # weights, target, moments
+    averages = int(config.acting_ema > 0)
+    casts = (2 + averages) * 2 * P if network.compute_dtype == torch.bfloat16 else 0
+    kept = 4 * P * (2 + averages + moments)  # weights, target, what acts, moments
     chunk = large_tensors.CHUNK_BYTES if config.checkpoint_replay == "full" else min(4 * P, large_tensors.CHUNK_BYTES)
     game = GAME_BYTES if config.name.is_atari else TASK_BYTES
     compilers = 0 if cuda or not compile else min(hardware.cores(), COMPILERS)
     compiling = COMPILE_BYTES if compile else EAGER_BYTES
     table = [
         Need("ring", required_bytes(config.replay_capacity, config.num_envs, per_row), True),
-        Need("model", 4 * P * copies + casts, True),
+        Need("model", 4 * P * (copies + averages) + casts, True),
         Need("activations", activations, True, larger),
         Need("graphs", activations + kept + CUDA_WORKSPACE_BYTES if cuda else 0, True, larger),
         Need("staging", B * (seen_bytes + 16) * (2 if cuda else 1), False, "num_envs"),
