@@ -445,10 +445,10 @@ def test_the_average_acts_where_there_is_one(acting_ema: float) -> None:
     learner = make_learner(network, acting_ema=acting_ema)
     learner.epsilon.zero_()
     for chosen, module in ((1, learner.online), (2, learner.acting)):
+        weight, bias = module.parameters()
         with torch.no_grad():
-            for param in module.parameters():
-                param.zero_()
-            module.values.bias[chosen] = 1.0
+            weight.zero_()
+            bias.copy_(torch.eye(3)[chosen])
     assert learner.act(torch.zeros(4, 5)).tolist() == [2] * 4
     assert (learner.acting is learner.online) == (acting_ema == 0)
 
