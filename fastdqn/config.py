@@ -27,7 +27,8 @@ class Config:
     env: str = "Breakout"
     """Game or task in any spelling: Breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5 (sticky), CartPole-v1."""
     preset: str = "fast"
-    """Named set of defaults that flags override; fastdqn presets lists them. Or a TOML file, also a run's config.toml."""
+    """Named set of defaults that flags override; fastdqn presets lists them. Or a TOML file, also a run's config.toml,
+    whose run_dir is left out."""
     num_envs: int = 64
     """Games played at once [N]. Changes speed, not the algorithm."""
     total_frames: int = 40_000_000
@@ -360,9 +361,12 @@ class Config:
         for name, value in values.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise UsageError(f"{source}: unknown field {name}; did you mean {near}?")
+                raise UsageError(f"{source}: unknown field {name}; did you mean {near}, or is it a newer fastdqn's?")
             if not _matches(known[name], value):
-                raise UsageError(f"{source}: {name}={_shown(value)} has the wrong type; see fastdqn train --help")
+                words = getattr(known[name], "__args__", ())
+                choice = isinstance(value, str) and all(isinstance(word, str) for word in words) and words
+                remedy = f": use {' or '.join(words)}" if choice else " has the wrong type; see fastdqn train --help"
+                raise UsageError(f"{source}: {name}={_shown(value)}{remedy}")
         floats = {name: float(value) for name, value in values.items() if known[name] in (float, float | None)}
         return replace(self, **{**values, **floats})
 
@@ -459,6 +463,7 @@ def load_preset(name: str) -> Config:
     """The defaults with a preset's values put in; a name that ends in .toml is a file, one's own or a run's config.toml.
 
     A file that names a preset begins with that one's values and is called as it is, else with the defaults and its own name.
+    A run's begins with the defaults, for the run did: what an older version did not write is not the preset's of today.
 
     Raises:
         UsageError: no such preset; names the nearest ones. Or a file that is not one, or has a preset's name.
@@ -472,10 +477,11 @@ def load_preset(name: str) -> Config:
         )
     values = _parse(preset_text(name), name)
     of = values.get("preset")
-    if of in names:
+    if "preset" in values and values.keys() >= set(NOT_LEARNING):  # a run's, of any version
+        del values["run_dir"]  # its own: another run needs another folder
+    elif of in names:
         base = load_preset(of)
-    elif "preset" in values and not all(field.name in values for field in fields(Config) if field.default is not None):
-        # a run's config.toml has every field, and may have the name of the file that the run was made with
+    elif "preset" in values:
         raise UsageError(
             f"{name}: preset={_shown(of)}: no such preset ships with fastdqn; name one of fastdqn presets, or leave it out"
         )

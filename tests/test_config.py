@@ -38,7 +38,7 @@ def test_a_round_trip_keeps_awkward_values(tmp_path) -> None:
         ("num_envs = 1.5", "num_envs=1.5 has the wrong type"),
         ("num_envs = true", "num_envs=True has the wrong type"),
         ("gamma = nan", "gamma=nan has the wrong type"),
-        ('loss = "l1"', "loss='l1' has the wrong type"),
+        ('loss = "l1"', "loss='l1': use auto or huber or mse"),
         ("num_envs = ", "not TOML"),
     ],
 )
@@ -200,6 +200,18 @@ def test_a_runs_config_is_read_as_it_was_written_though_its_preset_has_changed_o
     assert then.preset not in preset_names() or then.batch_size != load_preset(preset).batch_size
     (tmp_path / "config.toml").write_text(then.to_toml())
     assert load_preset(str(tmp_path / "config.toml")) == Config.load(tmp_path / "config.toml") == then
+
+
+@pytest.mark.parametrize("preset", ["cpu", "slow-start"])
+def test_a_run_of_an_older_version_as_a_preset_has_the_settings_it_had_and_not_its_folder(
+    preset: str, tmp_path: Path
+) -> None:
+    new, file = ("learning_rate_end", "weight_init"), tmp_path / "config.toml"
+    then = replace(Config(), preset=preset, run_dir="elsewhere/run").resolved()[0]
+    lines = then.to_toml().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(new)))
+    assert "learning_rate_end" not in file.read_text() and load_preset("cpu").learning_rate_end > 0
+    assert train_config(["--preset", str(file)], prog="fastdqn train") == replace(then, run_dir="")
 
 
 @pytest.mark.parametrize(
