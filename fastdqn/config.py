@@ -288,7 +288,7 @@ class Config:
             value, default, setting = getattr(self, field), getattr(Config, field), getattr(self, switch)
             if setting in wanted or value == default:
                 continue
-            remedy = f"use {_flag(switch, *wanted)}, or {_flag(field, default)}"
+            remedy = f"use {flag(switch, *wanted)}, or {flag(field, default)}"
             if value != getattr(preset, field):
                 useless.append(f"{field}={value}: has no effect with {switch}={setting}; {remedy}")
             else:
@@ -549,7 +549,7 @@ def _shown(value: object) -> str:
         return "(a number of more than 4,300 digits)"
 
 
-def _flag(field: str, *values: Any) -> str:
+def flag(field: str, *values: Any) -> str:
     """As on a command line: --head qrdqn or iqn, --no-double."""
     name = field.replace("_", "-")
     if isinstance(values[0], bool):

@@ -63,7 +63,9 @@ def build(
     whole, config = config, config.share(ranks.size)
     device = hardware.resolve_device(config.device, ranks.local_rank)
     if not config.cuda_graphs and device.type != "cuda":
-        raise UsageError("cuda_graphs=False: only CUDA has them; leave it out")
+        if epoch == 0:
+            raise UsageError("cuda_graphs=False: only CUDA has them; leave it out")
+        notes.append(f"cuda_graphs=False has no effect: {device} has none")  # resumed, perhaps from a GPU
     dtype, compile = resolve_precision(config, device, notes), resolve_compile(config, device, notes)
     threads = resolve_threads(config, device, ranks.local_size)
     torch.set_num_threads(threads.learn)

@@ -106,6 +106,34 @@ def test_a_finished_run_goes_on_with_a_larger_budget_which_its_folder_says(tmp_p
     assert runs.status(run)["state"] == "finished" and checkpoint.load(run / "checkpoints").step >= 2_400
 
 
+def test_a_run_goes_on_with_what_suits_another_machine(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    config = replace(CATCH, total_frames=2_000, deterministic=False, run_dir=str(run), compile=True, env_threads=2)
+    train(replace(config, compile=False))
+    (run / "config.toml").write_text(replace(config, device="cuda", cuda_graphs=False).to_toml())  # of a GPU
+    others = ["--device", "cpu", "--precision", "fp32", "--env-threads", "1", "--torch-threads", "0", "--no-compile"]
+    others += ["--replay-capacity", "6400"]
+    assert main(["resume", str(run), "--total-frames", "2.4k", "--ui", "plain", *others]) == 0
+    assert "note      cuda_graphs=False has no effect: cpu has none" in capsys.readouterr().out
+    changed = replace(config, total_frames=2_400, device="cpu", precision="fp32", env_threads=1, torch_threads=0)
+    changed = replace(changed, compile=False, cuda_graphs=False, replay_capacity=6_400, ui="plain")
+    assert Config.load(run / "config.toml") == changed.resolved()[0]
+    assert runs.command(run).splitlines()[1].endswith("--replay-capacity 6400 --no-compile")
+    assert main(["resume", str(run), "--total-frames", "3k", "--env-threads", "-1"]) == 2
+    assert "env_threads=-1: give a number from 0 to 1,024" in capsys.readouterr().err
+
+
+def test_what_a_run_promises_or_has_saved_stays_on_another_machine(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    train(replace(CATCH, total_frames=2_000, run_dir=str(run)))
+    assert main(["resume", str(run), "--torch-threads", "2"]) == 2
+    assert "torch_threads=2: the run is deterministic" in capsys.readouterr().err
+    saving = replace(Config.load(run / "config.toml"), deterministic=False, checkpoint_replay="full")
+    (run / "config.toml").write_text(saving.to_toml())
+    assert main(["resume", str(run), "--total-frames", "4k", "--replay-capacity", "6400"]) == 2
+    assert "replay_capacity=6400: the run saves its replay" in capsys.readouterr().err
+
+
 def test_a_deterministic_run_keeps_its_budget(tmp_path: Path, capsys) -> None:
     interrupted_at(replace(CATCH, run_dir=str(tmp_path / "run")), 2_500)
     before = (tmp_path / "run" / "config.toml").read_text()

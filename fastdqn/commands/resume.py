@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from fastdqn import runs
 from fastdqn.commands import JsonFlags
-from fastdqn.config import Config
+from fastdqn.config import Config, flag
 from fastdqn.errors import RunError, UsageError
 
 
@@ -21,8 +21,29 @@ class Flags(JsonFlags):
     total_frames: int | None = None
     """Another budget: the run's frames of before count too. What moves to the end of the run (importance exponent, learning
     rate) then ends there."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """For another machine, as of train: this and the next six. None: as the run had it. Of a deterministic run they stay."""
+    precision: Literal["auto", "bf16", "tf32", "fp32"] | None = None
+    """Arithmetic of the networks."""
+    env_threads: int | None = None
+    """EnvPool's threads; 0: chosen from the cores."""
+    torch_threads: int | None = None
+    """PyTorch's CPU threads; 0: chosen from the cores."""
+    replay_capacity: int | None = None
+    """Frames in the replay ring, where it is not saved."""
+    no_compile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """From now on without torch.compile."""
+    no_cuda_graphs: tyro.conf.FlagCreatePairsOff[bool] = False
+    """From now on without CUDA graphs."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """As of train."""
+
+    def machine(self) -> dict[str, Any]:
+        """The fields of a Config that are to be others on this machine."""
+        names = ("device", "precision", "env_threads", "torch_threads", "replay_capacity")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        off = {"compile": self.no_compile, "cuda_graphs": self.no_cuda_graphs}
+        return {**given, **{name: False for name, is_off in off.items() if is_off}}
 
 
 def main(flags: Flags) -> int:
@@ -46,6 +67,17 @@ def main(flags: Flags) -> int:
             )
         config = replace(config, total_frames=flags.total_frames)
         given += ["--total-frames", str(flags.total_frames)]
+    for field, value in flags.machine().items():
+        if config.deterministic and value != getattr(config, field):
+            raise UsageError(
+                f"{field}={value}: the run is deterministic, and would not end with the same bits; leave it out"
+            )
+        if field == "replay_capacity" and config.checkpoint_replay == "full" and value != config.replay_capacity:
+            raise UsageError(
+                f"replay_capacity={value}: the run saves its replay, which has {config.replay_capacity}; leave it out"
+            )
+        config = replace(config, **{field: value})
+        given += flag(field, value).split()
     saved = checkpoint.load(folder / "checkpoints")
     if missing := [name for name in checkpoint.RESUMED if name not in saved.state]:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
