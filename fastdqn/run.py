@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -139,10 +140,30 @@ class Run:
                 f"env step {self.refilled_at:,}, when the ring has {self.config.learning_starts:,} new rows"
             )
         path, now = self.folder.path, self.clock.env_steps
+        self._say_what_changed(path)
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
         damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[2] <= now)
         if damaged:
             self.notes.append(f"{damaged} damaged lines of metrics.jsonl and episodes.csv were dropped")
+
+    def _say_what_changed(self, path: Path) -> None:
+        """Notes what goes on from elsewhere than it had come to, and on what: the folder still says what was before."""
+        until = Config.load(path / "config.toml").total_env_steps
+        moving = {"learning rate": self.learning_rate}
+        if self.config.prioritized:
+            moving["importance exponent"] = self.importance_exponent
+        self.notes += [
+            f"the {name} had come to {value(until):.3g} and goes on at {value():.3g}: it now ends with the new budget"
+            for name, value in moving.items()
+            if value(until) != value()
+        ]
+        before, here = runs.environment(path), hardware.environment()
+        changed = [
+            f"{name} {before[name]} -> {here[name]}" for name in here if before.get(name, here[name]) != here[name]
+        ]
+        if changed:
+            bits = "; a deterministic run has the same bits only on the same" if self.config.deterministic else ""
+            self.notes.append(f"not as before: {', '.join(changed)}{bits}")
 
     def new_epoch(self) -> None:
         """Begins new games, as a resumed run has to, for EnvPool cannot save one: so a deterministic run ends as if whole."""
@@ -163,17 +184,17 @@ class Run:
         start, end = self.config.learning_starts, self.config.learning_starts + self.config.epsilon_decay_steps
         return line(self.clock.env_steps, start, end, 1.0, self.config.epsilon_end)
 
-    def importance_exponent(self) -> float:
-        """beta of prioritised draws."""
+    def importance_exponent(self, until: int | None = None) -> float:
+        """beta of prioritised draws; `until` is the env step at which it ends, None: that of the run."""
         config, now = self.config, self.clock.env_steps
         between = config.importance_exponent, config.importance_exponent_end
-        return line(now, config.learning_starts, config.total_env_steps, *between)
+        return line(now, config.learning_starts, until or config.total_env_steps, *between)
 
-    def learning_rate(self) -> float:
-        """Step size of the optimiser."""
+    def learning_rate(self, until: int | None = None) -> float:
+        """Step size of the optimiser; `until` as above."""
         config, now = self.config, self.clock.env_steps
         between = config.learning_rate, config.learning_rate_end or config.learning_rate
-        return line(now, config.learning_starts, config.total_env_steps, *between)
+        return line(now, config.learning_starts, until or config.total_env_steps, *between)
 
     def advance(self, decisions: int) -> int:
         """Adds what all ranks' groups brought to the clock, and agrees on what comes next. Returns env steps before."""

@@ -106,6 +106,31 @@ def test_a_finished_run_goes_on_with_a_larger_budget_which_its_folder_says(tmp_p
     assert runs.status(run)["state"] == "finished" and checkpoint.load(run / "checkpoints").step >= 2_400
 
 
+def test_what_moves_to_the_end_of_a_budget_is_said_to_go_on_from_elsewhere(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    falling = {"learning_rate": 1e-3, "learning_rate_end": 1e-4, "learning_starts": 1_000}
+    train(replace(CATCH, total_frames=2_000, deterministic=False, run_dir=str(run), **falling))
+    assert main(["resume", str(run), "--total-frames", "3k", "--ui", "plain"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "note      the learning rate had come to 0.0001 and goes on at 0.00055: it now ends with the new budget" in said
+    )
+    assert "note      the importance exponent had come to 1 and goes on at 0.7: it now ends" in said
+    assert "not as before" not in said
+    assert main(["resume", str(run), "--total-frames", "4k", "--ui", "plain"]) == 0
+    assert "learning rate had come to 0.0001 and goes on at 0.0004" in capsys.readouterr().out
+
+
+def test_another_machine_or_version_is_said(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    interrupted_at(replace(CATCH, run_dir=str(run)), 2_500)
+    here = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**here, "cores": 999, "torch": "1.0", "gone": "x"}))
+    assert main(["resume", str(run)]) == 0
+    said = f"note      not as before: cores 999 -> {here['cores']}, torch 1.0 -> {here['torch']}; a deterministic run has the"
+    assert said in capsys.readouterr().out
+
+
 def test_a_run_goes_on_with_what_suits_another_machine(tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     config = replace(CATCH, total_frames=2_000, deterministic=False, run_dir=str(run), compile=True, env_threads=2)
