@@ -121,7 +121,8 @@ class Run:
             self.episodes.episodes = saved.state["episodes"]
             self.episodes.last_100.extend(saved.state["last_100"])
         if config.track != "off":
-            tracker = Tracker(config.track, path, name=path.name, config=asdict(config))
+            begin = self.clock.env_steps
+            tracker = Tracker(config.track, path, name=path.name, config=asdict(config), begin=begin)
         self._logs = Logs(self.folder, self.episodes, tracker)
 
     def _restore(self, saved: Checkpoint) -> None:

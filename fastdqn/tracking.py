@@ -25,17 +25,18 @@ class Tracker:
     Args:
         kind: "tensorboard" (extra `tensorboard`, files under `tensorboard/`) or "wandb" (extra `wandb`, under `wandb/`).
         config: what the viewer shows as the run's settings.
+        begin: env step from which the run goes on; TensorBoard hides what a process that was killed wrote beyond it.
 
     Raises:
         ValueError: W&B cannot begin in the mode that WANDB_MODE asks for.
     """
 
-    def __init__(self, kind: str, folder: Path, *, name: str, config: dict[str, Any]) -> None:
+    def __init__(self, kind: str, folder: Path, *, name: str, config: dict[str, Any], begin: int = 0) -> None:
         self._board = self._wandb = None
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=begin + 1)
             lines = "".join(f"{key}: {value}  \n" for key, value in config.items())  # two spaces: a break in Markdown
             self._board.add_text("config", lines)
         else:

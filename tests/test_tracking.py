@@ -1,6 +1,7 @@
 """The viewers' files, read back with the viewers' own readers."""
 
 import json
+import shutil
 import time
 from importlib import metadata
 from importlib.util import find_spec
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from small_runs import quiet
 
+from fastdqn import checkpoint
+from fastdqn.cli import main
 from fastdqn.errors import UsageError
 from fastdqn.tracking import Tracker
 from fastdqn.trainer import train
@@ -29,6 +32,21 @@ def test_tensorboard_reads_back_every_value_at_its_env_step(tmp_path: Path) -> N
         assert [step for step, _ in found] == [step for step, _ in expected] and len(found) > 0
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
     assert "env: Catch-v0" in str(events.Tensors("config/text_summary"))
+
+
+def test_tensorboard_has_no_value_twice_after_a_resume_from_further_back(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    train(quiet("catch", run, total_frames=3_000, track="tensorboard", checkpoint_period_frames=1_500))
+    newest, *_ = checkpoint.checkpoints(run / "checkpoints")
+    shutil.rmtree(newest)  # as if it had been killed after its last row, before it was saved
+    assert main(["resume", str(run), "--ui", "quiet"]) == 0
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    found = [event.step for event in events.Scalars("charts/epsilon")]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert found == [row["global_step"] for row in rows]
 
 
 needs_wandb = pytest.mark.skipif(
