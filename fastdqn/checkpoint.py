@@ -177,11 +177,17 @@ def _warn(message: str) -> None:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Everything under `root` that has a checkpoint's name, newest first, intact or not."""
+    """Everything under `root` that has a checkpoint's name, newest first, intact or not.
+
+    Raises:
+        CheckpointError: `root` is there and cannot be read: what it holds is not known to be nothing.
+    """
     try:
         names = os.listdir(root)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot be read ({error.strerror})") from None
     return [root / name for name in sorted(names, reverse=True) if _STEP_NAME.fullmatch(name)]
 
 

@@ -33,4 +33,6 @@ def refused_in_one_line(run_dir: str) -> Iterator[None]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
-        raise UsageError(f"run_dir={run_dir}: {error}; free some space there, or name another folder") from error
+        raise UsageError(
+            f"run_dir={run_dir}: {error}; free some space there, or name one that can be written"
+        ) from error

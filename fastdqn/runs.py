@@ -2,12 +2,13 @@
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdqn.errors import UsageError
+from fastdqn.errors import RunError, UsageError
 
 RUNS = Path("runs")
 # Of the evaluations during training. `fastdqn eval` has another: an agent chosen by some games looks too good in them.
@@ -91,9 +92,19 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def saved_step(run: Path) -> int | None:
-    """Env step of the newest checkpoint by its name, intact or not; None: there is none. Needs no torch."""
-    names = (path.name.removeprefix("step_") for path in (run / "checkpoints").glob("step_*"))
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+    """Env step of the newest checkpoint by its name, intact or not; None: there is none. Needs no torch.
+
+    Raises:
+        RunError: the folder of checkpoints is there and cannot be read.
+    """
+    try:
+        names = os.listdir(run / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RunError(f"{run / 'checkpoints'}: cannot be read ({error.strerror})") from None
+    steps = (name.removeprefix("step_") for name in names if name.startswith("step_"))
+    return max((int(step) for step in steps if step.isdecimal()), default=None)
 
 
 def environment(run: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Run folders whose files parse and hold what no run writes: a value is left out or one line refuses it."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,24 @@ def read_by_every_command(run: Path, capsys: pytest.CaptureFixture) -> list[str]
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", [1.0] * 120, preset="fast")
+
+
+def test_checkpoints_that_cannot_be_read_are_not_taken_for_none(
+    run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of somebody else's folder; root, who may run this, can read those."""
+
+    listed = os.listdir
+
+    def listdir(path: Path) -> list[str]:
+        if path == run / "checkpoints":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    for command in ("resume", "eval", "export"):
+        assert main([command, str(run)]) == 1
+        assert capsys.readouterr().err == f"error: {run / 'checkpoints'}: cannot be read (Permission denied)\n"
 
 
 @pytest.mark.parametrize("value", ["x", None, [1], {}, float("nan"), float("inf"), HUGE, 5, "<i>"])
