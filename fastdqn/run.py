@@ -136,9 +136,11 @@ class Run:
             self.ring.seam()
         else:
             self.refilled_at = self.clock.env_steps + self.config.learning_starts
+            never = self.refilled_at >= self.config.total_env_steps
             self.notes.append(
                 f"the replay was not saved{' (--checkpoint-replay full saves it)' * (self.ranks.size == 1)}: learning goes on at "
                 f"env step {self.refilled_at:,}, when the ring has {self.config.learning_starts:,} new rows"
+                f"{'; the run ends before that: give it more --total-frames' * never}"
             )
         path, now = self.folder.path, self.clock.env_steps
         self._say_what_changed(path)

@@ -66,7 +66,9 @@ def check_free(run_dir: str | Path, *, resumed: bool) -> None:
         return
     path = Path(run_dir)
     if (path / "config.toml").exists() and not resumed and not _never_ran(path):
-        raise ValueError(f"run_dir={run_dir}: already holds a run; name a new folder or leave --run-dir out")
+        raise ValueError(
+            f"run_dir={run_dir}: already holds a run; fastdqn resume goes on with it, or name a new folder"
+        )
     if links := sorted(entry.name for entry in path.glob("*") if entry.is_symlink()):  # even of the lock
         raise ValueError(f"run_dir={run_dir}: its {links[0]} is a symlink, which would be written through; remove it")
     if process := in_use(path):

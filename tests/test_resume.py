@@ -83,7 +83,7 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
     printed = capsys.readouterr()
     summary = json.loads(printed.out.splitlines()[-1])
     said = f"not saved (--checkpoint-replay full saves it): learning goes on at env step {steps + 1_000:,}"
-    assert said in printed.err
+    assert said in printed.err and "ends before that" not in printed.err
     assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
     assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
     score, run = f"score {summary['score_mean_100']:.2f} over the last 100 games", str(tmp_path / "run")
@@ -96,13 +96,15 @@ def test_a_finished_run_goes_on_with_a_larger_budget_which_its_folder_says(tmp_p
     run = tmp_path / "run"
     config = replace(CATCH, total_frames=2_000, deterministic=False, prioritized=False, run_dir=str(run))
     train(config)
+    capsys.readouterr()
     for words in ([], ["--total-frames", "1k"], ["--total-frames", "2k"]):
         assert main(["resume", str(run), *words]) == 2
         assert "go on with more --total-frames" in capsys.readouterr().err
     assert Config.load(run / "config.toml") == config.resolved()[0]
-    assert main(["resume", str(run), "--total-frames", "2.4k", "--ui", "quiet"]) == 0
-    assert Config.load(run / "config.toml") == replace(config, total_frames=2_400).resolved()[0]
-    assert runs.command(run).splitlines()[1] == f"fastdqn resume {run} --ui quiet --total-frames 2400"
+    assert main(["resume", str(run), "--total-frames", "2.4k", "--ui", "plain"]) == 0
+    assert "new rows; the run ends before that: give it more --total-frames\n" in capsys.readouterr().out
+    assert Config.load(run / "config.toml") == replace(config, total_frames=2_400, ui="plain").resolved()[0]
+    assert runs.command(run).splitlines()[1] == f"fastdqn resume {run} --ui plain --total-frames 2400"
     assert runs.status(run)["state"] == "finished" and checkpoint.load(run / "checkpoints").step >= 2_400
 
 
