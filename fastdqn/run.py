@@ -143,7 +143,8 @@ class Run:
                 f"{'; the run ends before that: give it more --total-frames' * never}"
             )
         path, now = self.folder.path, self.clock.env_steps
-        self._say_what_changed(path)
+        if self.ranks.first:  # the others have a folder without files
+            self._say_what_changed(path)
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
         damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[2] <= now)
         if damaged:
