@@ -12,9 +12,13 @@ from fastdqn.run import Run
 from fastdqn.trainer import step_group
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_a_preset_learns_without_a_host_sync_and_changes_weights_at_every_replay(name: str, tmp_path: Path) -> None:
-    config = load_preset(name)
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in preset_names()), ("fast", {"acting_ema": 0.5})]
+)
+def test_a_preset_learns_without_a_host_sync_and_changes_what_acts_at_every_replay(
+    name: str, changes: dict, tmp_path: Path
+) -> None:
+    config = replace(load_preset(name), **changes)
     starts = 32 * (config.frame_stack + config.n_step + 2)
     copies = {} if config.polyak else {"target_update_period": 64}
     config = replace(
@@ -26,7 +30,7 @@ def test_a_preset_learns_without_a_host_sync_and_changes_weights_at_every_replay
     while run.clock.updates < 3:
         step_group(run)
     assert run.pipeline._update.captured and run.pipeline._append_and_act.captured
-    weights = [param.clone() for param in run.learner.online.parameters()]
+    weights = [param.clone() for param in run.learner.acting.parameters()]
     before = run.clock.updates
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -36,7 +40,7 @@ def test_a_preset_learns_without_a_host_sync_and_changes_weights_at_every_replay
         torch.cuda.set_sync_debug_mode("default")
     metrics, *_ = run.learner.read_metrics()
     assert run.clock.updates >= before + 20 and all(math.isfinite(value) for value in metrics.values())
-    moved = sum(not torch.equal(a, b) for a, b in zip(weights, run.learner.online.parameters(), strict=True))
+    moved = sum(not torch.equal(a, b) for a, b in zip(weights, run.learner.acting.parameters(), strict=True))
     assert moved >= len(weights) - 1
     run.envs.close()
 
