@@ -12,9 +12,7 @@ from fastdqn.run import Run
 from fastdqn.trainer import step_group
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"), [*((name, {}) for name in preset_names()), ("fast", {"acting_ema": 0.5})]
-)
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in preset_names()), ("fast", {"acting_ema": 0.5})])
 def test_a_preset_learns_without_a_host_sync_and_changes_what_acts_at_every_replay(
     name: str, changes: dict, tmp_path: Path
 ) -> None:
