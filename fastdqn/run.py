@@ -143,7 +143,7 @@ class Run:
                 f"{'; the run ends before that: give it more --total-frames' * never}"
             )
         path, now = self.folder.path, self.clock.env_steps
-        if self.ranks.first:  # the others have a folder without files
+        if (path / "config.toml").exists():  # not in the folder of another rank, or in a new one
             self._say_what_changed(path)
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
         damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[2] <= now)
