@@ -110,7 +110,7 @@ CUT_OFF: dict[ModuleType, tuple[list[str], str, Any, dict[str, Any]]] = {
     envs: (["--quick", "--name", "some"], "window", Rates(1.0, 0.0), {"build": lambda *_: (None, None)}),
     replay: (["--device", "cpu", "--quick", "--capacities", "100000"], "seconds_a_call", 1.0, {
         "make_ring": lambda *_: SimpleNamespace(compile=lambda *_: None), "appender": lambda *_: None,
-        "Graph": lambda *_: None,
+        "Graph": lambda *_: None, "free_bytes": lambda _: 10**10,  # whatever else this machine runs
     }),
     learner: (["--device", "cpu", "--quick"], "seconds_a_call", 1.0, {
         "make_update": lambda *_: None, "products": lambda *_: {"product": None},
