@@ -34,7 +34,8 @@ def test_a_broken_target_fails_the_catch_gate(tmp_path, monkeypatch: pytest.Monk
 
     best = losses.greedy
     monkeypatch.setattr(losses, "greedy", lambda q: best(-q))
-    assert not reaches(quiet("catch", tmp_path / "run", total_frames=60_000), 0.9)
+    # deterministic: one order of the games; in another it can get there by chance
+    assert not reaches(quiet("catch", tmp_path / "run", total_frames=60_000, deterministic=True), 0.9)
 
 
 def test_cartpole_is_learned(tmp_path) -> None:
