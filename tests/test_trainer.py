@@ -34,7 +34,7 @@ def test_a_broken_target_fails_the_catch_gate(tmp_path, monkeypatch: pytest.Monk
 
     best = losses.greedy
     monkeypatch.setattr(losses, "greedy", lambda q: best(-q))
-    # deterministic: one order of the games; in another it can get there by chance
+    # in one order of the games, for in some it gets there by chance
     assert not reaches(quiet("catch", tmp_path / "run", total_frames=60_000, deterministic=True), 0.9)
 
 
