@@ -4,7 +4,7 @@ P parameters, N rows of an update, B of a group:
 
     part         where   bytes
     ring         device  `memory.required_bytes`, exact
-    model        device  4 P each: weights, target, gradients, moments, weights averaged; 2 P for each network that is cast to bfloat16
+    model        device  4 P each: weights, target, gradients, moments, average; 2 P for each network that is cast to bfloat16
     activations  device  N (3.5 s + 1.5 F): s of an observation, F of what a forward pass puts out; or B (2 s + F)
     graphs       device  CUDA alone: its pools hold activations of their own, and the libraries' workspaces
     staging      host    a group, on CUDA in two pinned slots
