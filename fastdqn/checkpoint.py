@@ -42,7 +42,7 @@ from fastdqn import large_tensors
 from fastdqn.errors import RunError
 
 FORMAT = 1
-KEEP = 2  # the newest, and one older that it can fall back to
+KEEP = 2  # at least: the newest, and one older that it can fall back to
 
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", ".safetensors"
 _LARGE = "replay.safetensors"
@@ -109,8 +109,10 @@ def write(
     host: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     large: Mapping[str, Tensor] | None = None,
+    *,
+    keep: int = KEEP,
 ) -> Path:
-    """Saves one checkpoint and keeps the newest two. Returns its folder once it is safely on disk.
+    """Saves one checkpoint, removes what is too old. Returns its folder once it is safely on disk.
 
     Args:
         root: the folder of all checkpoints of one run; made if missing.
@@ -119,6 +121,7 @@ def write(
         host: group -> name -> tensor, as `to_host` and `load` give them.
         state: JSON. Tuples come back as lists, keys as strings.
         large: tensors that are written from where they are, in chunks.
+        keep: how many stay, the newest ones, two at least; 0: all.
 
     Raises:
         CheckpointError: it could not be written (disk full, ...). What was there before is untouched.
@@ -139,7 +142,7 @@ def write(
         os.rename(temporary, path)
         _sync_folder(root)
         try:
-            _remove_older(root, path)
+            _remove_older(root, path, keep)
         except OSError as error:  # the new one is safe
             _warn(f"an older checkpoint was not removed: {error}; the next save will try again")
     except (OSError, CheckpointError) as error:
@@ -151,10 +154,10 @@ def write(
     return path
 
 
-def load(root: Path) -> Checkpoint:
-    """The newest checkpoint of which every byte is as it was written.
+def load(root: Path, step: int | None = None) -> Checkpoint:
+    """The newest checkpoint of which every byte is as it was written, or that of `step` alone.
 
-    A damaged one is skipped with a line on stderr that says what is wrong with it.
+    A damaged one is skipped with a line on stderr that says what is wrong with it; that of `step` is not.
 
     Raises:
         CheckpointError: there is none, none is intact, or `root` is a symlink.
@@ -162,6 +165,11 @@ def load(root: Path) -> Checkpoint:
     if root.is_symlink():  # resuming would write, and remove what is older, wherever it points to
         raise CheckpointError(f"{root}: is a symlink, which is not followed; put the folder itself there")
     paths = checkpoints(root)
+    if step is not None:
+        if path := next((one for one in paths if step_of(one) == step), None):
+            return read(path)
+        kept = ", ".join(str(step_of(one)) for one in paths) or "none"
+        raise CheckpointError(f"{root}: holds no checkpoint of env step {step}, but of {kept}")
     for path in paths:
         try:
             return read(path)
@@ -191,7 +199,7 @@ def checkpoints(root: Path) -> list[Path]:
     return [root / name for name in sorted(names, reverse=True) if _STEP_NAME.fullmatch(name)]
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
@@ -201,7 +209,7 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: anything about it is not as it was written.
     """
-    step = _step_of(path)
+    step = step_of(path)
     tensors: dict[str, dict[str, Tensor]] = {}
     state: Any = None
     try:
@@ -336,19 +344,22 @@ def _verify(folder: Path, step: int) -> None:
 
 def _is_intact(path: Path) -> bool:
     try:
-        _verify(path, _step_of(path))
+        _verify(path, step_of(path))
     except CheckpointError:
         return False
     return True
 
 
-def _remove_older(root: Path, newest: Path) -> None:
-    """Keeps `newest` and the newest other one that still verifies, so that there is always one to fall back to."""
+def _remove_older(root: Path, newest: Path, keep: int) -> None:
+    """Keeps `newest` and the newest other one that still verifies, so that there is always one to fall back to; and
+    of those before it, unread, as many as make `keep`."""
+    if keep == 0:
+        return
     kept = 1
     for path in checkpoints(root):
         if path == newest:
             continue
-        if kept < KEEP and _is_intact(path):
+        if kept < keep and (kept >= KEEP or _is_intact(path)):
             kept += 1
         else:
             _delete(path)

@@ -170,6 +170,9 @@ class Config:
     """Frames between checkpoints; also after 10 minutes without one, if the replay is not saved, and at the end."""
     checkpoint_replay: Literal["auto", "none", "full"] = "auto"
     """Whether a checkpoint holds the replay ring, so that a resumed run need not refill it; auto: if deterministic."""
+    keep_checkpoints: int = 2
+    """How many stay on the disk, the newest ones; 0: all, to evaluate an agent of any of them later. 27 MB each with Nature's
+    network, and the ring where it is saved."""
     eval_period_frames: int = 0
     """Frames between evaluations on games of their own, in the background, each of a checkpoint; best/ keeps the best. 0: none."""
     eval_episodes: int = 32
@@ -238,6 +241,8 @@ class Config:
             raise UsageError(f"fire_after_life_loss=on: {env} has no FIRE action; use auto or off")
         if self.checkpoint_replay == "none" and self.deterministic:
             raise UsageError("checkpoint_replay=none: a deterministic run resumes with its replay; use auto or full")
+        if self.keep_checkpoints == 1:
+            raise UsageError("keep_checkpoints=1: give 2 or more, the newest and one to fall back to, or 0 for all")
 
     def _derived(self) -> tuple[dict[str, Any], list[str]]:
         """The fields that something else settles, and what of that is worth a note."""
@@ -395,7 +400,7 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
 # of Atari's emulator; a task without one has no use for them
 _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
 # what names a run, shows it, or depends on where it runs: two runs that differ in these alone learn alike
-NOT_LEARNING = ("run_dir", "ui", "json", "track", "device", "env_threads", "torch_threads")
+NOT_LEARNING = ("run_dir", "ui", "json", "track", "device", "env_threads", "torch_threads", "keep_checkpoints")
 _SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB
@@ -441,6 +446,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "env_threads": (0, 1_024),
     "torch_threads": (0, 1_024),
     "checkpoint_period_frames": (1, 10**12),
+    "keep_checkpoints": (0, 10**6),
     "eval_period_frames": (0, 10**12),
     "eval_episodes": (1, 100_000),
 }

@@ -7,6 +7,7 @@ in, so that a score does not depend on which machine has bfloat16.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -163,7 +164,7 @@ def evaluate(
         seed: of the games and of the exploration; the streams are other ones than training's.
         device: auto, cpu or cuda.
         threads: of EnvPool and of torch; 0 is all cores.
-        which: "newest" checkpoint, or "best", the one that `keep_best` kept.
+        which: see `checkpoint_of`.
         keep_best: keep the agent under `best/` if no other one there was scored higher.
 
     Raises:
@@ -266,9 +267,7 @@ def set_up(
     config = config_of(run)
     rules = protocol_of(protocol, config, epsilon)
     where = hardware.resolve_device(device)
-    if which == "best" and not (run / "best").exists():
-        raise UsageError("checkpoint=best: this run kept none; `fastdqn eval --keep-best` or --eval-period-frames does")
-    saved = checkpoint.load(run / ("best" if which == "best" else "checkpoints"))
+    saved = checkpoint_of(run, which)
     screen = make_screen(config, where)
     if threads > 0:
         torch.set_num_threads(threads)
@@ -299,6 +298,28 @@ def set_up(
         envs.close()
         raise
     return Agent(config, rules, saved, envs, network, player, where)
+
+
+def checkpoint_of(run: Path, which: str = "newest") -> Checkpoint:
+    """A checkpoint of a run: its "newest", its "best", which `evaluate` kept, or by env step one that it still has.
+
+    Raises:
+        UsageError: `which` is none of them.
+        CheckpointError: none can be trusted, or not the one of that step.
+    """
+    if which == "best":
+        if not (run / "best").exists():
+            raise UsageError(
+                "checkpoint=best: this run kept none; `fastdqn eval --keep-best` or --eval-period-frames does"
+            )
+        return checkpoint.load(run / "best")
+    if which == "newest":
+        return checkpoint.load(run / "checkpoints")
+    if step := re.fullmatch(r"(?:step_)?(\d{1,12})", which, re.ASCII):
+        return checkpoint.load(run / "checkpoints", int(step[1]))
+    raise UsageError(
+        f"checkpoint={which}: give newest, best, or the env step in the name of a folder under checkpoints/"
+    )
 
 
 def network_of(saved: Checkpoint, config: Config) -> QNetwork:

@@ -36,7 +36,7 @@ class Rollout:
         epsilon: share of random actions; None is the protocol's own.
         seed: of the games and of the exploration.
         device: auto, cpu or cuda.
-        which: the "newest" checkpoint, or the "best" one.
+        which: see `evaluation.checkpoint_of`.
 
     Raises:
         UsageError: no such run, no picture of its task, or a value that cannot be.

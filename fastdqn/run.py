@@ -69,7 +69,7 @@ class Run:
             seconds_before=0.0 if saved is None else saved.state["wall_seconds"],
         )  # fmt: skip
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)
-        self._saver = Saver(self.folder.checkpoints, saved=None if saved is None else saved.step)
+        self._saver = Saver(self.folder.checkpoints, None if saved is None else saved.step, config.keep_checkpoints)
         by_time = not (self._saves_replay or config.deterministic)  # not where saving takes long or begins new games
         self._save_schedule = SaveSchedule(
             checkpoint_period=config.checkpoint_period_frames, eval_period=config.eval_period_frames,

@@ -17,8 +17,8 @@ class Saver:
     Two threads may save: the loop, and whoever saves on its behalf because it did not answer a signal or a watchdog.
     """
 
-    def __init__(self, root: Path, saved: int | None = None) -> None:
-        self._root = root
+    def __init__(self, root: Path, saved: int | None = None, keep: int = checkpoint.KEEP) -> None:
+        self._root, self._keep = root, keep
         self.saved = saved  # step of the last checkpoint that is on the disk
         self._thread: threading.Thread | None = None
         self._saving = threading.Lock()
@@ -55,7 +55,7 @@ class Saver:
 
     def _write(self, step: int, *parts: Any) -> None:
         try:
-            checkpoint.write(self._root, step, *parts)
+            checkpoint.write(self._root, step, *parts, keep=self._keep)
             self.saved = step
         except checkpoint.CheckpointError as error:
             print(f"warning: {error}; training goes on", file=sys.stderr, flush=True)

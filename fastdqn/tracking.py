@@ -2,6 +2,7 @@
 
 The tags are those of metrics.jsonl, and every value stands at its env step. Nothing goes over the network unless W&B's own
 variable WANDB_MODE says so: a W&B run is written in its offline form, and `wandb sync` uploads it where its owner wants that.
+To W&B a resumed run is a further one of the same name: of two offline runs with one id, `wandb sync` would keep the later.
 """
 
 import os

@@ -41,10 +41,10 @@ def assert_holds(loaded: checkpoint.Checkpoint, step: int) -> None:
         assert all(same_bits(loaded.tensors[group][name], value) for name, value in named.items())
 
 
-def save(root: Path, *steps: int) -> Path:
+def save(root: Path, *steps: int, keep: int = checkpoint.KEEP) -> Path:
     for step in steps:
         replay = {"frame": torch.full((5, 7), step % 256, dtype=torch.uint8)}
-        path = checkpoint.write(root, step, tensors_of(step), {"env_steps": step}, replay)
+        path = checkpoint.write(root, step, tensors_of(step), {"env_steps": step}, replay, keep=keep)
     return path
 
 
@@ -132,6 +132,23 @@ def test_a_damaged_older_one_does_not_count_as_the_one_to_fall_back_to(root: Pat
     (newest(root) / "state.json").unlink()
     save(root, 3)
     assert [path.name[-1] for path in checkpoint.checkpoints(root)] == ["3", "1"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 4, 5, 6]), (4, [3, 4, 5, 6]), (9, [1, 2, 3, 4, 5, 6])])
+def test_as_many_as_asked_for_are_kept_and_each_is_read_by_its_step(tmp_path: Path, keep: int, left: list[int]) -> None:
+    save(tmp_path, *range(1, 7), keep=keep)
+    assert sorted(checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)) == left
+    for step in left:
+        assert_holds(checkpoint.load(tmp_path, step), step)
+    with pytest.raises(CheckpointError, match="holds no checkpoint of env step 7, but of 6, 5, "):
+        checkpoint.load(tmp_path, 7)
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_no_other_one_taken(root: Path) -> None:
+    damaged = newest(root)
+    (damaged / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has 0 bytes"):
+        checkpoint.load(root, checkpoint.step_of(damaged))
 
 
 def test_a_step_that_is_already_saved_and_intact_is_not_written_again(root: Path) -> None:

@@ -354,6 +354,24 @@ def test_a_run_without_a_checkpoint_is_an_error_of_one_line(
     assert printed.err.count("\n") == 1 and "holds no checkpoint" in printed.err and printed.out == ""
 
 
+def test_any_checkpoint_that_a_run_kept_can_be_played_by_its_env_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(quiet("catch", run, total_frames=3_000, checkpoint_period_frames=500, keep_checkpoints=0))
+    steps = [checkpoint.step_of(path) for path in checkpoint.checkpoints(run / "checkpoints")]
+    assert len(steps) == 6 and steps[0] >= 3_000
+    capsys.readouterr()
+    for which in (str(steps[-1]), f"step_{steps[2]:012d}"):
+        assert main(["eval", str(run), "--checkpoint", which, "--episodes", "4", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["checkpoint"].endswith(which.removeprefix("step_"))
+    assert main(["eval", str(run), "--checkpoint", "7", "--episodes", "4"]) == 1
+    assert f"holds no checkpoint of env step 7, but of {steps[0]}, {steps[1]}" in capsys.readouterr().err
+    for which in ("first", "7M", "-7", "²", "9" * 40):
+        assert main(["eval", str(run), f"--checkpoint={which}", "--episodes", "4"]) == 2
+        assert f"checkpoint={which}: give newest, best, or the env step" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_older_one_played(
     catch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,7 +125,7 @@ def test_an_evaluation_waits_for_its_checkpoint_and_is_not_forgotten_over_the_ne
     config = quiet("catch", tmp_path / "run", checkpoint_period_frames=500, eval_period_frames=1_000)
     run, go, write = Run(config, ["test"]), threading.Event(), checkpoint.write
     run.envs.close()
-    monkeypatch.setattr(checkpoint, "write", lambda *parts: (go.wait(10), write(*parts))[1])
+    monkeypatch.setattr(checkpoint, "write", lambda *parts, **how: (go.wait(10), write(*parts, **how))[1])
     run.clock.env_steps = 1_000
     run.save()
     assert not run.eval_due()  # it is being written

@@ -18,7 +18,7 @@ from fastdqn.trainer import no_garbage_collection
 def held(monkeypatch: pytest.MonkeyPatch):
     """Holds every write until the test lets it go."""
     go, write = threading.Event(), checkpoint.write
-    monkeypatch.setattr(checkpoint, "write", lambda *parts: (go.wait(10), write(*parts))[1])
+    monkeypatch.setattr(checkpoint, "write", lambda *parts, **how: (go.wait(10), write(*parts, **how))[1])
     yield go
     go.set()
 

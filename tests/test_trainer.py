@@ -171,10 +171,10 @@ def test_cycles_that_a_save_leaves_are_gone_after_the_next(tmp_path, monkeypatch
 
     left, alive, write = [], [], checkpoint.write
 
-    def watched(*parts):
+    def watched(*parts, **how):
         alive.append(sum(node() is not None for node in left))
         left.append(weakref.ref(Node()))
-        return write(*parts)
+        return write(*parts, **how)
 
     monkeypatch.setattr(checkpoint, "write", watched)
     train(quiet("catch", tmp_path / "run", total_frames=6_000, checkpoint_period_frames=1_000))

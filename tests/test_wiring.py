@@ -408,10 +408,10 @@ def test_a_write_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pyt
     run.envs.close()
     write, failures = checkpoint.write, iter([True])
 
-    def failing(*arguments):
+    def failing(*arguments, **how):
         if next(failures, False):
             raise checkpoint.CheckpointError("once")
-        return write(*arguments)
+        return write(*arguments, **how)
 
     monkeypatch.setattr(checkpoint, "write", failing)
     assert run.save_now() and checkpoint.load(tmp_path / "run" / "checkpoints").step == 0

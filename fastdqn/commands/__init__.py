@@ -32,8 +32,8 @@ class AgentFlags(JsonFlags):
     """run: as trained; sticky: Machado et al. 2018; noop: 30 no-ops at most; nature: Mnih et al. 2015."""
     seed: int = 1
     """Seed of the games and of the exploration; never shared with training."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Which agent plays; best: the one that --keep-best kept."""
+    checkpoint: str = "newest"
+    """Which agent plays: newest; best, which --keep-best kept; or the env step of a checkpoint that the run still has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
 

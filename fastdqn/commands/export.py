@@ -43,8 +43,8 @@ class Flags(JsonFlags):
     """pt2: program and weights, for torch.export.load; safetensors: weights, and what rebuilds the network."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o", "--output"])] = ""
     """The file to write; the card is written beside it, with .md appended. Empty: in the run's export/."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Which agent; best: the one that fastdqn eval --keep-best kept."""
+    checkpoint: str = "newest"
+    """Which agent: newest; best, which fastdqn eval --keep-best kept; or the env step of one that the run still has."""
     seed: int = 1
     """Seed of the games that the observations are taken from."""
 
