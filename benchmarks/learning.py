@@ -177,8 +177,9 @@ def origin(name: str, row: dict[str, Any], link: str) -> str:
     seeds = f"{len(found)} runs, seeds {', '.join(str(run['seed']) for run in found)}" if len(found) > 1 else "1 run"
     where = environment["gpu"] or f"{cores(environment['cores'])} {environment['cpu']}"
     note = f". {row['note']}" if row["note"] else ""
+    before = f" ({environment['before']})" if "before" in environment else ""
     return (
-        f"`{row['command']}`, {seeds}, {where}, commit {environment['commit'][:7]}: "
+        f"`{row['command']}`, {seeds}, {where}, commit {environment['commit'][:7]}{before}: "
         f"[{name}.json]({link}{name}.json){note}"
     )
 

@@ -111,9 +111,12 @@ class Run:
         path = config.run_dir or default_path(self.envs.game, config.preset, config.seed)
         self.folder = RunFolder(path, resumed=saved is not None)
         path = self.folder.path
+        environment = hardware.environment()
         if saved is not None:
             self._restore(saved)
-        self.folder.describe(config.to_toml(), command, hardware.environment())
+            if (path / "config.toml").exists():  # not in the folder of another rank, or in a new one
+                environment |= self._say_what_changed(path)
+        self.folder.describe(config.to_toml(), command, environment)
         if saved is None:  # a resumed run's last one stands until there is more to say
             self.folder.status("starting")
         self.episodes = EpisodeTracker(num_envs, first_env=self.ranks.rank * num_envs)
@@ -143,15 +146,16 @@ class Run:
                 f"{'; the run ends before that: give it more --total-frames' * never}"
             )
         path, now = self.folder.path, self.clock.env_steps
-        if (path / "config.toml").exists():  # not in the folder of another rank, or in a new one
-            self._say_what_changed(path)
         damaged = trim(path / "metrics.jsonl", lambda line: runs.metrics_row(line)["global_step"] <= now)
         damaged += trim(path / "episodes.csv", lambda line: line.startswith("r,") or runs.game_row(line)[2] <= now)
         if damaged:
             self.notes.append(f"{damaged} damaged lines of metrics.jsonl and episodes.csv were dropped")
 
-    def _say_what_changed(self, path: Path) -> None:
-        """Notes what goes on from elsewhere than it had come to, and on what: the folder still says what was before."""
+    def _say_what_changed(self, path: Path) -> dict[str, str]:
+        """Notes what goes on from elsewhere than it had come to, and on what: the folder still says what was before.
+
+        Returns what environment.json is to remember of that.
+        """
         until = Config.load(path / "config.toml").total_env_steps
         moving = {"learning rate": self.learning_rate}
         if self.config.prioritized:
@@ -162,12 +166,14 @@ class Run:
             if value(until) != value()
         ]
         before, here = runs.environment(path), hardware.environment()
-        changed = [
-            f"{name} {before[name]} -> {here[name]}" for name in here if before.get(name, here[name]) != here[name]
-        ]
+        changed = [name for name in here if before.get(name, here[name]) != here[name]]
+        past = [before["before"]] if "before" in before else []
         if changed:
             bits = "; a deterministic run has the same bits only on the same" if self.config.deterministic else ""
-            self.notes.append(f"not as before: {', '.join(changed)}{bits}")
+            words = ", ".join(f"{name} {before[name]} -> {here[name]}" for name in changed)
+            self.notes.append(f"not as before: {words}{bits}")
+            past.append(f"until env step {self.clock.env_steps:,}: {', '.join(f'{name} {before[name]}' for name in changed)}")
+        return {"before": "; ".join(past)} if past else {}
 
     def new_epoch(self) -> None:
         """Begins new games, as a resumed run has to, for EnvPool cannot save one: so a deterministic run ends as if whole."""

@@ -126,11 +126,28 @@ def test_what_moves_to_the_end_of_a_budget_is_said_to_go_on_from_elsewhere(tmp_p
 def test_another_machine_or_version_is_said(tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     interrupted_at(replace(CATCH, run_dir=str(run)), 2_500)
-    here = json.loads((run / "environment.json").read_text())
+    here, at = json.loads((run / "environment.json").read_text()), checkpoint.load(run / "checkpoints").step
     (run / "environment.json").write_text(json.dumps({**here, "cores": 999, "torch": "1.0", "gone": "x"}))
     assert main(["resume", str(run)]) == 0
     said = f"note      not as before: cores 999 -> {here['cores']}, torch 1.0 -> {here['torch']}; a deterministic run has the"
     assert said in capsys.readouterr().out
+    before = f"until env step {at:,}: cores 999, torch 1.0"
+    assert json.loads((run / "environment.json").read_text()) == {**here, "before": before}
+    assert main(["report", str(run)]) == 0 and before in (run / "report.html").read_text()
+
+
+def test_a_run_remembers_every_machine_it_was_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(replace(CATCH, total_frames=2_000, deterministic=False, run_dir=str(run)))
+    here = json.loads((run / "environment.json").read_text())
+    steps = []
+    for frames, cores in (("2.4k", 999), ("2.8k", None), ("3.2k", 998)):
+        steps.append(checkpoint.load(run / "checkpoints").step)
+        there = json.loads((run / "environment.json").read_text())
+        (run / "environment.json").write_text(json.dumps({**there, "cores": cores or here["cores"]}))
+        assert main(["resume", str(run), "--total-frames", frames, "--ui", "quiet"]) == 0
+    before = f"until env step {steps[0]:,}: cores 999; until env step {steps[2]:,}: cores 998"
+    assert json.loads((run / "environment.json").read_text()) == {**here, "before": before}
 
 
 def test_a_run_goes_on_with_what_suits_another_machine(tmp_path: Path, capsys) -> None:
