@@ -172,7 +172,8 @@ class Run:
             bits = "; a deterministic run has the same bits only on the same" if self.config.deterministic else ""
             words = ", ".join(f"{name} {before[name]} -> {here[name]}" for name in changed)
             self.notes.append(f"not as before: {words}{bits}")
-            past.append(f"until env step {self.clock.env_steps:,}: {', '.join(f'{name} {before[name]}' for name in changed)}")
+            there = ", ".join(f"{name} {before[name]}" for name in changed)
+            past.append(f"until env step {self.clock.env_steps:,}: {there}")
         return {"before": "; ".join(past)} if past else {}
 
     def new_epoch(self) -> None:
