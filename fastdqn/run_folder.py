@@ -66,9 +66,8 @@ def check_free(run_dir: str | Path, *, resumed: bool) -> None:
         return
     path = Path(run_dir)
     if (path / "config.toml").exists() and not resumed and not _never_ran(path):
-        raise ValueError(
-            f"run_dir={run_dir}: already holds a run; fastdqn resume goes on with it, or name a new folder"
-        )
+        on = "fastdqn resume goes on with it" if _saved(path) else "it saved nothing to go on from: move it away"
+        raise ValueError(f"run_dir={run_dir}: already holds a run; {on}, or name a new folder")
     if links := sorted(entry.name for entry in path.glob("*") if entry.is_symlink()):  # even of the lock
         raise ValueError(f"run_dir={run_dir}: its {links[0]} is a symlink, which would be written through; remove it")
     if process := in_use(path):
@@ -78,8 +77,11 @@ def check_free(run_dir: str | Path, *, resumed: bool) -> None:
 def _never_ran(path: Path) -> bool:
     """Whether what was begun here ended before its first row, as when the compiler fails: nothing is lost with it."""
     rows = path / "metrics.jsonl"
-    saved = (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
-    return (path / "environment.json").exists() and not saved and not (rows.exists() and rows.stat().st_size)
+    return (path / "environment.json").exists() and not _saved(path) and not (rows.exists() and rows.stat().st_size)
+
+
+def _saved(path: Path) -> bool:
+    return (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
 
 
 def _locked(path: Path) -> IO[str]:

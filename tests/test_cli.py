@@ -275,4 +275,4 @@ def test_a_compiler_that_fails_is_one_line_with_the_way_out(tmp_path: Path) -> N
     again = subprocess.run(taken, capture_output=True, text=True, timeout=120)  # the way out works with the same folder
     assert again.returncode == 0, again.stderr
     lost = subprocess.run(taken, capture_output=True, text=True, timeout=120)
-    assert lost.returncode == 2 and "already holds a run" in lost.stderr
+    assert lost.returncode == 2 and "already holds a run; fastdqn resume goes on with it" in lost.stderr

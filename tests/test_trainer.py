@@ -201,7 +201,10 @@ def test_a_folder_that_another_run_has_is_refused_before_a_game_is_built_and_sta
         folder.release()
     before = contents(tmp_path)
     monkeypatch.setattr("fastdqn.run.build", lambda *_: pytest.fail("games were built"))
-    message = {"ended": "already holds a run", "running": f"in use by process {os.getpid()}"}[other]
+    message = {
+        "ended": "already holds a run; it saved nothing to go on from: move it away",
+        "running": f"in use by process {os.getpid()}",
+    }[other]
     with pytest.raises(UsageError, match=message):
         train(replace(TINY, run_dir=str(tmp_path)))
     assert contents(tmp_path) == before
