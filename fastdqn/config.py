@@ -39,7 +39,8 @@ class Config:
     """Where the ring and the networks live; auto takes CUDA where this torch has it."""
 
     replay_capacity: int = 1_000_000
-    """Frames in the replay ring, stored once each, 7,056 bytes on Atari. Mnih et al. 2015: 1M."""
+    """Frames in the replay ring, stored once each, 7,056 bytes on Atari. Mnih et al. 2015: 1M. With 400,000 and
+    the replay ratio of 8 Breakout stands still; a smaller ring wants a lower ratio."""
     replay_ratio: float = 8.0
     """Transitions sampled per transition generated. Mnih et al. 2015: 32 every 4 env steps = 8."""
     batch_size: int = 256

@@ -16,6 +16,8 @@ from fastdqn.units import cores
 # presets made for the one task that they name; btr names one for its sticky actions
 ONE_TASK = ("breakout-tutorial", "cartpole", "catch", "lunar-lander", "quick", "space-invaders-tutorial")
 
+DRAWN = 100_000  # frames of a ring for each time that a transition is drawn; with fewer see `small_ring`
+
 
 def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path, notes: Sequence[str]) -> list[str]:
     """One line for each thing that a user may want to check before hours are spent; `notes` come last."""
@@ -52,8 +54,26 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
         f"{parts.threads.learn} torch and {envs.num_threads} EnvPool threads, {groups}"
         f"{', ' + parts.screen.on_device if parts.screen.on_device else ''}",
     ]
-    more = [hardware.nvidia_without_cuda(), better_preset(config, device.type)]
+    more = [hardware.nvidia_without_cuda(), better_preset(config, device.type), small_ring(config)]
     return lines + [f"note      {note}" for note in [*notes, *filter(None, more)]]
+
+
+def small_ring(config: Config) -> str:
+    """Whether fast's or cpu's ring was made too small to be drawn from that often; "" if not.
+
+    Measured on Breakout with fast, 400,000 frames: at ratio 8 it stands still from 6M frames on, at 4 and 2 it does not, nor
+    at 8 with the preset's million (benchmarks/LOG.md, "The default and its ring").
+    """
+    most = config.replay_capacity / DRAWN
+    given = config.replay_capacity < unchanged(config).replay_capacity and config.replay_ratio > most
+    if not given or config.preset not in ("fast", "cpu") or not config.name.is_atari:
+        return ""
+    if config.total_env_steps < 4 * config.replay_capacity:
+        return ""
+    return (
+        f"replay_capacity {config.replay_capacity:,} at replay ratio {config.replay_ratio:g}: drawn that often from so small a "
+        f"ring, Breakout stands still after some million frames; --replay-ratio {most:.1g}"
+    )
 
 
 def preset_and_changes(config: Config) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fastdqn.config import Config, load_preset, preset_names, preset_text
-from fastdqn.plan import ONE_TASK, better_preset, preset_and_changes
+from fastdqn.plan import ONE_TASK, better_preset, preset_and_changes, small_ring
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,29 @@ def test_a_preset_that_is_made_for_something_else_is_told_with_the_one_to_take(
     preset: str, env: str, device: str, note: str
 ) -> None:
     assert better_preset(replace(Config(), preset=preset, env=env), device) == note
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"replay_capacity": 400_000}, "ring, Breakout stands still after some million frames; --replay-ratio 4"),
+        ({"replay_capacity": 150_000, "replay_ratio": 2.0}, "replay_capacity 150,000 at replay ratio 2: "),
+        ({"replay_capacity": 30_000}, "--replay-ratio 0.3"),
+        ({}, ""),
+        ({"replay_capacity": 400_000, "replay_ratio": 4.0}, ""),
+        ({"replay_capacity": 400_000, "total_frames": 5_000_000}, ""),
+        ({"replay_capacity": 10_000, "env": "CartPole-v1"}, ""),
+        ({"preset": "breakout-tutorial"}, ""),
+        ({"preset": "breakout-tutorial", "replay_capacity": 5_000}, ""),  # it does not, with 10,000
+        ({"preset": "cpu", "replay_capacity": 100_000}, "--replay-ratio 1"),
+    ],
+)
+def test_a_ring_made_too_small_for_its_replay_ratio_is_told_with_the_ratio_for_it(
+    changes: dict[str, Any], remedy: str
+) -> None:
+    preset = load_preset(changes.get("preset", "fast"))
+    told = small_ring(replace(preset, **changes).resolved()[0])
+    assert remedy in told and bool(remedy) == bool(told)
 
 
 def test_the_presets_of_one_task_are_those_that_name_it() -> None:
