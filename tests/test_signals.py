@@ -52,13 +52,13 @@ from fastdqn.cli import main
 signals.LAST_RESORT_SECONDS = 0.5
 signals.StopRequest.__init__.__defaults__ = (0.5,)
 write, first = checkpoint.write, True
-def slow(*arguments):
+def slow(*parts, **how):
     global first
     if first:
         first = False
         print("saving", flush=True)
         time.sleep(4)
-    write(*arguments)
+    write(*parts, **how)
 checkpoint.write = slow
 sys.exit(main(sys.argv[1:]))
 """
@@ -71,7 +71,11 @@ def started(script: str, run: Path, word: str, *more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert process.stdout is not None
-    assert process.stdout.readline().strip() == word
+    try:
+        assert process.stdout.readline().strip() == word
+    except BaseException:  # the time limit's as well: nothing else would end a run of 100M frames
+        process.kill()
+        raise
     time.sleep(0.3)
     return process
 
