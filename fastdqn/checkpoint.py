@@ -352,14 +352,15 @@ def _is_intact(path: Path) -> bool:
 
 def _remove_older(root: Path, newest: Path, keep: int) -> None:
     """Keeps `newest` and the newest other one that still verifies, so that there is always one to fall back to; and
-    of those before it, unread, as many as make `keep`."""
-    if keep == 0:
-        return
+    of those before it, unread, as many as make `keep`, all with 0.
+
+    That of step 0 stands until there is another: to fall back to it would be to begin again, which nobody has asked for.
+    """
     kept = 1
     for path in checkpoints(root):
         if path == newest:
             continue
-        if kept < keep and (kept >= KEEP or _is_intact(path)):
+        if step_of(path) > 0 and (keep == 0 or (kept < keep and (kept >= KEEP or _is_intact(path)))):
             kept += 1
         else:
             _delete(path)

@@ -119,6 +119,11 @@ def _of_a_config(command: str, argv: list[str]) -> int:
         from fastdqn.commands import profile
 
         return profile.main(config, words)
+    if config.resume:
+        from fastdqn.commands import resume
+
+        if (code := resume.instead_of_train(config)) is not None:
+            return code
     from fastdqn.trainer import train
 
     result = train(config, words)

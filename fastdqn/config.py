@@ -181,6 +181,8 @@ class Config:
     """Games of each of them."""
     run_dir: str = ""
     """The run's own folder, made if missing. Empty: runs/{game}__{preset}__s{seed}__{time}."""
+    resume: bool = False
+    """Go on with the run in run_dir if it has begun, and do nothing if it has finished: one line to start and to restart."""
     ui: Literal["auto", "live", "plain", "quiet"] = "auto"
     """live: a panel; plain: a line every 10 s; quiet: errors only; auto: live on a terminal, else plain."""
     track: Literal["off", "tensorboard", "wandb"] = "off"
@@ -243,6 +245,8 @@ class Config:
             raise UsageError(f"fire_after_life_loss=on: {env} has no FIRE action; use auto or off")
         if self.checkpoint_replay == "none" and self.deterministic:
             raise UsageError("checkpoint_replay=none: a deterministic run resumes with its replay; use auto or full")
+        if self.resume and not self.run_dir:
+            raise UsageError("resume=True: of which run? give its folder, --run-dir")
         if self.keep_checkpoints == 1:
             raise UsageError("keep_checkpoints=1: give 2 or more, the newest and one to fall back to, or 0 for all")
 
@@ -402,7 +406,10 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
 # of Atari's emulator; a task without one has no use for them
 _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
 # what names a run, shows it, or depends on where it runs: two runs that differ in these alone learn alike
-NOT_LEARNING = ("run_dir", "ui", "json", "track", "device", "env_threads", "torch_threads", "keep_checkpoints")
+NOT_LEARNING = (
+    "run_dir", "resume", "ui", "json", "track", "device", "env_threads", "torch_threads", "keep_checkpoints",
+)  # fmt: skip
+_OF_A_RUN = {"preset", "run_dir", "ui", "json", "device"}  # fields that a run's config.toml has, of whatever version
 _SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB
@@ -485,8 +492,9 @@ def load_preset(name: str) -> Config:
         )
     values = _parse(preset_text(name), name)
     of = values.get("preset")
-    if "preset" in values and values.keys() >= set(NOT_LEARNING):  # a run's, of any version
+    if values.keys() >= _OF_A_RUN:
         del values["run_dir"]  # its own: another run needs another folder
+        values.pop("resume", None)  # which belongs to it
     elif of in names:
         base = load_preset(of)
     elif "preset" in values:

@@ -137,7 +137,7 @@ class Run:
         if self._saves_replay and saved.large is not None:
             large_tensors.read_into(saved.large, self.ring.stored())
             self.ring.seam()
-        else:
+        elif self.clock.env_steps > 0:
             self.refilled_at = self.clock.env_steps + self.config.learning_starts
             never = self.refilled_at >= self.config.total_env_steps
             self.notes.append(
@@ -240,15 +240,16 @@ class Run:
         self._save_schedule.saved(self.progress.frames, time.perf_counter())
         if not self.ranks.first:
             return
+        begun = self.clock.env_steps > 0  # before that the replay holds nothing, and epoch 0 is the next one
         state = {
             **self.progress.figures(),
             "obs_shape": list(self.screen.obs_shape(self.config.frame_stack)),
             "num_actions": self.envs.num_actions,
-            "epoch": self.epoch,
+            "epoch": self.epoch if begun else self.epoch - 1,
             "last_100": list(self.episodes.last_100),
         }
         self._logs.write_games()  # first: a run that goes on from here has all games before it
-        large = self.ring.stored() if self._saves_replay else None
+        large = self.ring.stored() if self._saves_replay and begun else None
         started = time.perf_counter()
         self._saver.save(self.clock.env_steps, self.learner.state(), state, large)
         if large is not None:
@@ -309,8 +310,10 @@ class Run:
         }
 
     def __enter__(self) -> "Run":
-        self._logged = time.perf_counter()
         self.progress.begin()
+        if self.clock.env_steps == 0:
+            self.save_now()  # from its first step on, a run that is killed can be resumed
+        self._logged = time.perf_counter()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from fastdqn.runs import saved_step
+
 
 class RunFolder:
     """Makes and fills the folder of one run.
@@ -81,7 +83,7 @@ def _never_ran(path: Path) -> bool:
 
 
 def _saved(path: Path) -> bool:
-    return (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+    return saved_step(path) is not None  # what a save that was killed leaves behind is no checkpoint
 
 
 def _locked(path: Path) -> IO[str]:

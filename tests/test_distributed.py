@@ -125,7 +125,7 @@ def test_a_rank_that_dies_ends_the_job_with_a_message_and_a_checkpoint(tmp_path:
     run = tmp_path / "run"
     job = torchrun(2, "-m", "fastdqn", "train", *CATCH, "--total-frames", "100M", "--checkpoint-period-frames", "4000",
                    "--run-dir", str(run))  # fmt: skip
-    while not checkpoint.checkpoints(run / "checkpoints"):
+    while not runs.saved_step(run):  # the first is that of step 0
         assert job.poll() is None, job.communicate()
         time.sleep(0.1)
     os.kill(process_of_rank(1, job.pid), signal.SIGKILL)

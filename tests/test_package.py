@@ -37,8 +37,8 @@ ROWS = [
     {"plan", "progress"},
     {"parts", "analysis/comparison"},
     {"logs", "saver", "pipeline", "periodic_eval", "player", "analysis/history", "sweeps/trials", "machine/preflight"},
-    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "runs", "machine/signals", "staging"},
-    {"distributed"},
+    {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "machine/signals", "staging"},
+    {"distributed", "runs"},
     {"analysis/figures", "analysis/page"},
     {"analysis/charts"},
     {

@@ -53,8 +53,9 @@ EVALUATED = replace(CATCH, eval_period_frames=3_000, eval_episodes=1)  # an eval
 
 
 @pytest.mark.parametrize(
-    ("config", "cut"), [(CATCH, 5_000), (BREAKOUT, 700), (EVALUATED, 3_500)], ids=["catch", "breakout", "evaluated"]
-)
+    ("config", "cut"), [(CATCH, 5_000), (CATCH, 900), (BREAKOUT, 700), (EVALUATED, 3_500)],
+    ids=["catch", "before its first boundary", "breakout", "evaluated"],
+)  # fmt: skip
 def test_a_deterministic_run_that_was_cut_off_ends_bit_identical_to_one_that_was_not(
     config: Config, cut: int, tmp_path: Path
 ) -> None:
@@ -197,7 +198,7 @@ def test_sigterm_in_mid_epoch_keeps_the_last_boundary_and_says_what_will_be_run_
         [sys.executable, "-m", "fastdqn", *argv, "--run-dir", str(run)], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    while not checkpoint.checkpoints(run / "checkpoints"):
+    while not (runs.saved_step(run) or 0) > 0:
         assert process.poll() is None, "training ended by itself"
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -231,6 +232,45 @@ def test_a_run_without_a_checkpoint_is_told_how_to_begin_again(tmp_path: Path, c
     assert main(["resume", str(run)]) == 1
     error = capsys.readouterr().err
     assert "holds no checkpoint" in error and f"with the command in {run}/command.txt" in error
+
+
+def test_one_line_begins_a_run_goes_on_with_it_and_leaves_a_finished_one_alone(tmp_path: Path, capsys) -> None:
+    run, line = tmp_path / "run", ["train", "--preset", "catch", "--no-compile", "--total-frames", "3k", "--resume"]
+    line += ["--ui", "plain", "--torch-threads", "1"]
+    assert main(line) == 2
+    assert "resume=True: of which run? give its folder, --run-dir" in capsys.readouterr().err
+    line += ["--run-dir", str(run)]
+    (run / "checkpoints" / ".tmp_step_000000000000").mkdir(parents=True)  # killed inside its first save
+    begun = replace(
+        load_preset("catch"), total_frames=3_000, compile=False, torch_threads=1, resume=True, run_dir=str(run)
+    )
+    interrupted_at(replace(begun, ui="quiet"), 900)
+    assert runs.saved_step(run) == 0
+    assert main(line) == 0
+    assert "learning goes on" not in capsys.readouterr().out  # as if it had not been interrupted
+    assert runs.command(run).splitlines()[1] == f"fastdqn resume {run} --ui plain"
+    assert runs.status(run)["state"] == "finished" and runs.status(run)["frames"] >= 3_000
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main([*line, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert f"finished: {run}, nothing to do" in printed.err and json.loads(printed.out)["frames"] >= 3_000
+    for words, refusal in ((["--dueling"], "dueling=True: the run in"), (["--compile"], "compile=True: the run in")):
+        assert main([*line, *words]) == 2
+        assert refusal in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+    assert main([*line, "--total-frames", "5k", "--env-threads", "1"]) == 0
+    assert "learning goes on at env step" in capsys.readouterr().out
+    changed = Config.load(run / "config.toml")
+    assert (changed.total_frames, changed.env_threads) == (5_000, 1)
+
+
+def test_what_was_killed_before_its_first_save_begins_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = replace(CATCH, deterministic=False, prioritized=False, total_frames=2_000, run_dir=str(run))
+    Run(config, ["test"]).folder.release()
+    (run / "checkpoints" / ".tmp_step_000000000000").mkdir(parents=True)
+    assert train(config).exit_code == 0
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000000002000"]
 
 
 def test_none_valid_is_exit_code_1_and_never_a_fresh_start(tmp_path: Path, capsys) -> None:

@@ -54,7 +54,7 @@ signals.StopRequest.__init__.__defaults__ = (0.5,)
 write, first = checkpoint.write, True
 def slow(*parts, **how):
     global first
-    if first:
+    if first and parts[1] > 0:
         first = False
         print("saving", flush=True)
         time.sleep(4)

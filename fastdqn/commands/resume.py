@@ -1,13 +1,14 @@
 """`fastdqn resume`: goes on with a run that ended before its last frame, or is to have more of them."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from fastdqn import runs
-from fastdqn.commands import JsonFlags
+from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, flag
 from fastdqn.errors import RunError, UsageError
 
@@ -44,6 +45,40 @@ class Flags(JsonFlags):
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         off = {"compile": self.no_compile, "cuda_graphs": self.no_cuda_graphs}
         return {**given, **{name: False for name, is_off in off.items() if is_off}}
+
+
+# what `resume` can be told of anew, what it can be told to do without, and what is of the call and not of the run
+_ANEW = ("total_frames", "device", "precision", "env_threads", "torch_threads", "replay_capacity")
+_WITHOUT = ("compile", "cuda_graphs")
+_OF_THE_CALL = ("run_dir", "resume", "ui", "json")
+
+
+def instead_of_train(config: Config) -> int | None:
+    """`train --resume`: goes on with the run in `run_dir`. Returns its exit code, None where it is still to begin.
+
+    Raises:
+        UsageError: the run there is another one than `config` describes.
+    """
+    folder = Path(config.run_dir)
+    step = runs.saved_step(folder)
+    if step is None:
+        return None
+    begun, wanted = Config.load(folder / "config.toml"), config.resolved()[0]
+    given: dict[str, Any] = {}
+    for name in (field.name for field in fields(Config) if field.name not in _OF_THE_CALL):
+        was, value = getattr(begun, name), getattr(wanted, name)
+        if was == value:
+            continue
+        if name in _ANEW:
+            given[name] = value
+        elif name in _WITHOUT and was:
+            given[f"no_{name}"] = True
+        else:
+            raise UsageError(f"{name}={value}: the run in {folder} has {was}; give that, or another --run-dir")
+    if step >= wanted.total_env_steps:
+        emit(f"finished: {folder}, nothing to do", runs.status(folder), as_json=config.json)
+        return 0
+    return main(Flags(run=config.run_dir, ui=config.ui, json=config.json, **given))
 
 
 def main(flags: Flags) -> int:
