@@ -131,8 +131,8 @@ class Config:
     """First weights: torch's own, or lecun: normal of variance 1 / inputs, biases of 0 (LeCun et al. 1998), with which Q
     differs between states from the start: for games whose early rewards are all alike, as Pong's."""
     layer_norm: bool = False
-    """Normalise each layer's outputs, but the last one's. Ba et al. 2016; Gallici et al. 2024 (PQN). With the
-    Nature encoder Breakout had not begun to come after 2.4M frames."""
+    """Normalise each layer's outputs, but the last one's; of a convolution the channels at each pixel. Ba et al. 2016;
+    Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512
     """Units of the hidden layers. Mnih et al. 2015: 512."""
     observation: Literal["standard", "crop"] = "standard"

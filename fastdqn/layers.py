@@ -59,7 +59,12 @@ class SpectralConv2d(nn.Conv2d):
 
 
 class LayerNorm(nn.Module):
-    """Normalises all features of a row, in float32. [B, C, H, W] over C, H and W, else over the last axis."""
+    """Normalises what stands at one place, in float32: the channels of each pixel of [B, C, H, W], else the last axis.
+
+    So Flax's, with which Gallici et al. 2024 (PQN) learn Atari. Over a whole map two screens of Breakout stay as alike as they
+    are, for a ball is a few pixels of 84x84; at its own pixels it is everything (benchmarks/LOG.md: the first needs a tenth of
+    the step size and four times the frames to begin).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,8 +73,9 @@ class LayerNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         wide = input.float()
         if input.ndim == 4:
-            return F.group_norm(wide, 1, self.weight, self.bias).to(input.dtype)
-        return F.layer_norm(wide, self.weight.shape, self.weight, self.bias).to(input.dtype)
+            wide = wide.movedim(1, -1)
+        out = F.layer_norm(wide, self.weight.shape, self.weight, self.bias).to(input.dtype)
+        return out.movedim(-1, 1) if input.ndim == 4 else out
 
 
 class NoisyLinear(nn.Module):

@@ -111,7 +111,8 @@ def published(name: str, obs: Tensor, params: Iterator[nn.Parameter], *, layer_n
     def normed(x: Tensor) -> Tensor:
         if not layer_norm:
             return x
-        return F.layer_norm(x, x.shape[1:]) if x.ndim == 2 else F.group_norm(x, 1)
+        mean, var = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt()
 
     def conv(x: Tensor, channels: int, kernel: int, stride: int, padding: int) -> Tensor:
         weight, bias = next(params), next(params)
@@ -218,9 +219,9 @@ def test_a_spectral_convolution_begins_near_its_norm() -> None:
         assert 0.9 < norm / torch.linalg.svdvals(conv.weight.flatten(1))[0] < 1 + 1e-5
 
 
-def test_layer_norm_takes_a_whole_map_together_and_a_vector_along_its_last_axis() -> None:
+def test_layer_norm_takes_the_channels_of_each_pixel_together_and_a_vector_along_its_last_axis() -> None:
     norm = LayerNorm(6)
-    maps = norm(3 + 5 * vectors(4, 6, 7, 7)).flatten(1)
+    maps = norm(3 + 5 * vectors(4, 6, 7, 7))
     rows = norm(3 + 5 * vectors(4, 2, 6))
     for out, axis in ((maps, 1), (rows, 2)):
         assert torch.allclose(out.mean(axis), torch.zeros(out.mean(axis).shape), atol=1e-5)
