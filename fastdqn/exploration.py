@@ -6,7 +6,7 @@ from torch import Tensor
 from fastdqn import rng
 
 
-def epsilon_greedy(q_BA: Tensor, epsilon: Tensor, key: int, counter: Tensor) -> Tensor:
+def epsilon_greedy(q_BA: Tensor, epsilon: Tensor, key: int | Tensor, counter: Tensor) -> Tensor:
     """One coin and one random action per env: random with probability epsilon, else argmax Q. int64 [B]
 
     The coins are independent across the batch; one draw for the whole batch would make all envs explore in step.

@@ -86,10 +86,13 @@ class NoisyLinear(nn.Module):
     explore in step. The K quantiles of a row share theirs. `draw` selects the noise; None is none.
     """
 
+    _key: Tensor
+
     def __init__(self, in_features: int, out_features: int, *, sigma: float, key: int) -> None:
         super().__init__()
         bound = 1 / math.sqrt(in_features)
-        self.in_features, self.out_features, self._key = in_features, out_features, key
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("_key", torch.tensor(key), persistent=False)
         self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
         self.weight_noise = nn.Parameter(torch.full((out_features, in_features), sigma * bound))

@@ -66,10 +66,10 @@ class Learner:
         self.optimizer = optimizer
         self.parameters: list[Tensor] = list(network.parameters())
         self._target_params: list[Tensor] = list(self.target.parameters())
-        self._buffers, self._target_buffers = list(network.buffers()), list(self.target.buffers())
+        self._buffers, self._target_buffers = _moving(network), _moving(self.target)
         own = acting_ema > 0
         self._acting_params: list[Tensor] = list(self.acting.parameters()) if own else []
-        self._acting_buffers = list(self.acting.buffers()) if own else []
+        self._acting_buffers = _moving(self.acting) if own else []
         self._double, self._munchausen = double, munchausen
         self._polyak, self._acting_ema, self._max_grad_norm = polyak, acting_ema, max_grad_norm
         self._fused = bool(optimizer.defaults.get("fused"))
@@ -81,7 +81,7 @@ class Learner:
         group["lr"] = self.learning_rate = torch.tensor(group["lr"], dtype=self.parameters[0].dtype, device=device)
         self._create_moments()
         self.epsilon = torch.ones((), device=device)
-        self._explore_key = rng.role_key(seed, "explore")
+        self._explore_key = torch.tensor(rng.role_key(seed, "explore"), device=device)
         # number of the group acted for, and of the update: what selects all randomness of acting and of learning
         self.explore_counter = torch.zeros((), dtype=torch.int64, device=device)
         self.learn_counter = torch.zeros((), dtype=torch.int64, device=device)
@@ -369,3 +369,8 @@ class Learner:
     @staticmethod
     def _flat(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {f"{group}/{name}": tensor for group, tensors in state.items() for name, tensor in tensors.items()}
+
+
+def _moving(network: QNetwork) -> list[Tensor]:
+    """The buffers that follow another network's: not the keys of noise and fractions, which every rank has for itself."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

@@ -105,11 +105,12 @@ class QNetwork(nn.Module):
         self.advantage = stream(num_actions * self.outputs, key=key)
         self.value = stream(self.outputs, key=key + 2) if dueling else None
         self.embedding = Linear(COSINES, features) if head == "iqn" else None
-        self._tau_key = rng.role_key(seed, "tau")
+        self.register_buffer("_tau_key", torch.tensor(rng.role_key(seed, "tau")), persistent=False)
         self.register_buffer("atoms", torch.linspace(-value_limit, value_limit, num_atoms), persistent=False)
         self.spectral_layers = [layer for layer in self.modules() if isinstance(layer, SpectralConv2d)]
 
     atoms: Tensor  # float32 [K]
+    _tau_key: Tensor  # int64 []
 
     def forward(self, obs: Tensor, draw: Tensor | None = None) -> Tensor:
         """Q(s, .) to act on. uint8 [B, stack, H, W] or float32 [B, D] -> float32 [B, A]"""

@@ -30,8 +30,11 @@ def _shift_right(z: Tensor, n: int) -> Tensor:
     return (z >> n) & ((1 << (64 - n)) - 1)  # int64 shifts keep the sign; the mask makes the shift logical
 
 
-def bits(key: int, counter: Tensor, lane: Tensor) -> Tensor:
-    """64 random bits per lane, int64 in the shape of `counter` broadcast with `lane` (lane < 1e9)."""
+def bits(key: int | Tensor, counter: Tensor, lane: Tensor) -> Tensor:
+    """64 random bits per lane, int64 in the shape of `counter` broadcast with `lane` (lane < 1e9).
+
+    A key that is a number is compiled in, so that every other seed compiles anew; a 0-d tensor is not.
+    """
     z = key + _GAMMA * (counter * _LANES + lane + 1)  # int64 products wrap around, as the hash wants
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2

@@ -318,7 +318,7 @@ def test_every_layer_behind_the_encoder_is_noisy_with_noise_of_its_own_and_of_it
         layers = [layer for layer in network.modules() if isinstance(layer, NoisyLinear)]
         assert network.value is not None
         assert layers == [network.advantage.hidden, network.advantage.out, network.value.hidden, network.value.out]
-        keys += [layer._key for layer in layers]
+        keys += [int(layer._key) for layer in layers]
     assert len(set(keys)) == 8
 
 

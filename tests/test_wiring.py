@@ -194,7 +194,11 @@ def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_
     assert one.ring._key != two.ring._key
     assert one.learner._explore_key != two.learner._explore_key
     assert one.learner.online.advantage.hidden._key != two.learner.online.advantage.hidden._key  # of the noise
-    assert len({one.ring._key, one.learner._explore_key, one.learner.online.advantage.hidden._key}) == 3
+    noise = one.learner.online.advantage.hidden._key
+    assert isinstance(noise, torch.Tensor)
+    assert len({one.ring._key, int(one.learner._explore_key), int(noise)}) == 3
+    keys = [key.data_ptr() for key in two.learner.online.buffers() if not key.is_floating_point()]
+    assert keys and not {tensor.data_ptr() for tensor in two.learner.shared()} & set(keys)  # what rank 0 overwrites
     config = quiet("catch", tmp_path).resolved()[0]
     built_so = [
         parts.build(config, [], Ranks(rank, 2), epoch) for epoch in (0, 1) for rank in range(2)
