@@ -156,9 +156,9 @@ def called(row: dict[str, Any]) -> str:
 
 
 def changes(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """In what the runs' settings differ from each preset's. Old rows lack some: their command has those."""
+    """In what the runs' settings differ from each preset's; what an older version did not have is the default."""
     asked = train_config(row["command"].split()[2:], prog="fastdqn train")
-    given = {**settings(asked), **row.get("settings", {})}
+    given = {**settings(replace(Config(), env=asked.env, num_envs=asked.num_envs)), **row["settings"]}
     found = {}
     for name in preset_names():
         with suppress(UsageError):  # a preset that cannot play this game

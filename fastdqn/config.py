@@ -68,7 +68,8 @@ class Config:
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Kingma & Ba 2015, or Tieleman & Hinton 2012."""
     learning_rate: float = 2.5e-4
-    """Step size of the optimiser [α]. Schmidt and Schmied 2021: 2.5e-4 for a batch of 256. With 5e-4 Pong's units die."""
+    """Step size of the optimiser [α]. Schmidt and Schmied 2021: 2.5e-4 for a batch of 256. With 5e-4 and
+    torch's first weights Pong's units die."""
     learning_rate_end: float = 0.0
     """The same at the end of the run, to which it falls in a straight line from the learning start; 0: it stays as it is."""
     optimizer_eps: float = 2e-5

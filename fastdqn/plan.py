@@ -61,8 +61,8 @@ def plan(config: Config, parts: Parts, schedule: LearningSchedule, folder: Path,
 def small_ring(config: Config) -> str:
     """Whether fast's or cpu's ring was made too small to be drawn from that often; "" if not.
 
-    Measured on Breakout with fast, 400,000 frames: at ratio 8 it stands still from 6M frames on, at 4 and 2 it does not, nor
-    at 8 with the preset's million (benchmarks/LOG.md, "The default and its ring").
+    Measured on Breakout at a constant learning rate: with 400,000 frames and ratio 8 it stands still from 6M frames on, at 4
+    and 2 it does not, nor at 8 with a million (benchmarks/LOG.md, "The default and its ring").
     """
     most = config.replay_capacity / DRAWN
     given = config.replay_capacity < unchanged(config).replay_capacity and config.replay_ratio > most
@@ -92,7 +92,7 @@ def better_preset(config: Config, device: str) -> str:
     own = "" if is_atari else next((name for name, task in tasks.items() if task == env), "")
     if preset in ("fast", "cpu") and own:
         return f"preset {preset} is made for Atari; for {env} take --preset {own}"
-    if preset == "fast" and is_atari and device == "cpu" and config.replay_ratio == Config.replay_ratio:
+    if preset == "fast" and is_atari and device == "cpu" and config.replay_ratio == load_preset("fast").replay_ratio:
         return "preset fast is made for a GPU; on a CPU --preset cpu learns sooner"
     better = own or ("" if not is_atari else "cpu" if device == "cpu" else "fast")
     if tasks.get(preset, env) == env or not better:

@@ -45,7 +45,7 @@ def test_a_table_that_says_something_else_is_found_and_written_anew(
 def test_what_presets_reach_is_on_the_readme_and_other_settings_on_a_page_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, ratio in (("shipped", 8.0), ("tried", 1.0)):
+    for name, ratio in (("shipped", load_preset("fast").replay_ratio), ("tried", 1.0)):
         row = learning.row_of([folder_of(tmp_path / name)], "")
         row["settings"]["replay_ratio"] = ratio
         (tmp_path / f"{name}.json").write_text(json.dumps(row))
@@ -81,21 +81,22 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
     assert row["environment"]["commit"][:7] in origin and "[catch.json](results/catch.json)" in origin
 
 
-def test_the_table_says_what_a_command_changes_of_its_preset() -> None:
+def test_what_a_row_of_an_older_version_lacks_was_the_default_and_not_what_its_preset_says_now() -> None:
+    row = json.loads((learning.RESULTS / "breakout-fast-lecun-5e-4.json").read_text())
+    assert "learning_rate_end" not in row["settings"] and load_preset("fast").learning_rate_end > 0
+    assert learning.called(row) == "`cpu`, replay_ratio 8.0, learning_rate_end 0.0"
     row = json.loads((learning.RESULTS / "cartpole.json").read_text())
-    preset = load_preset("cartpole")
-    flags = f"--replay-ratio 2 --total-frames 5k --num-envs 8 --n-step {preset.n_step} --replay-capacity=4k --dueling"
-    changed = {**row, "command": f"fastdqn train --preset cartpole --torch-threads 1 {flags}"}
-    cells = learning.line(changed).split(" | ")
+    changed = {"replay_capacity": 4_000, "replay_ratio": 2.0, "dueling": True}
+    cells = learning.line({**row, "settings": {**row["settings"], **changed}}).split(" | ")
     assert cells[1] == "`cartpole`, replay_capacity 4,000, replay_ratio 2.0, dueling True"
-    assert learning.line({**row, "command": "fastdqn train --preset cartpole"}).split(" | ")[1] == "`cartpole`"
+    assert learning.line(row).split(" | ")[1] == "`cartpole`"
 
 
 def test_the_table_says_in_what_a_run_learned_otherwise_than_its_preset_does_now(tmp_path: Path) -> None:
     row = learning.row_of([folder_of(tmp_path / "a")], "")
     assert learning.as_shipped(row) and learning.called(row) == "`fast`"
-    then = {**row, "settings": {**row["settings"], "weight_init": "lecun"}}
-    assert learning.line(then).split(" | ")[1] == "`fast`, weight_init lecun" and not learning.as_shipped(then)
+    then = {**row, "settings": {**row["settings"], "n_step": 1}}
+    assert learning.line(then).split(" | ")[1] == "`fast`, n_step 1" and not learning.as_shipped(then)
 
 
 def test_the_table_names_the_preset_that_has_a_runs_settings_now(tmp_path: Path) -> None:

@@ -133,8 +133,7 @@ def test_only_settings_that_differ_from_the_preset_are_listed(tmp_path: Path) ->
     page = make(write_run(tmp_path / "other", [1.0], preset="fast", env="CartPole-v1", learning_rate=1e-3))
     table = page.text.split("What differs from preset fast.")[1].split("Every field")[0].strip()
     assert (
-        table
-        == "field this run preset default env CartPole-v1 Breakout-v5 Breakout learning_rate 0.001 0.00025 0.00025"
+        table == "field this run preset default env CartPole-v1 Breakout-v5 Breakout learning_rate 0.001 0.0005 0.00025"
     )
 
 
