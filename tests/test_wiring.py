@@ -433,7 +433,10 @@ def test_a_games_seconds_are_of_the_loop_as_the_runs_are(tmp_path: Path) -> None
     assert 50.0 <= seconds.min() <= seconds.max() <= run.progress.wall_seconds
 
 
-@pytest.mark.parametrize(("changes", "told"), [({}, True), ({"preset": "cpu"}, False), ({"replay_ratio": 2.0}, False)])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"replay_ratio": 4.0}, True), ({"replay_ratio": 4.0, "preset": "cpu"}, False), ({"replay_ratio": 2.0}, False)],
+)
 def test_who_trains_the_default_on_a_cpu_is_told_of_the_preset_for_it(
     changes: dict[str, Any], told: bool, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from fastdqn.units import cores as cores_text
 from fastdqn.units import counted
 
 # flags of train that the sweep sets itself, and its own flag for each
-RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json"}  # fmt: skip
+RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json", "--resume": "--out"}  # fmt: skip
 
 
 @dataclass(frozen=True)
