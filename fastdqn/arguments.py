@@ -1,13 +1,15 @@
 """Words of a command line -> a flags dataclass: presets first, then flags; counts in human units."""
 
+import ast
+import inspect
 import re
-from dataclasses import fields, replace
+from dataclasses import field, fields, make_dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from fastdqn.config import Config, load_preset
+from fastdqn.config import SECTIONS, Config, load_preset
 from fastdqn.errors import UsageError
 
 # what other programs call our flags, where it is too far from our name for the parser's own suggestions
@@ -21,9 +23,10 @@ def train_config(argv: list[str], *, prog: str, purpose: str | None = None) -> C
         UsageError: no such preset.
         SystemExit: a wrong flag; the parser has said which.
     """
-    preset = load_preset(preset_of(argv))
-    config = parse(Config, argv, default=preset, prog=prog, purpose=purpose)
-    return replace(config, preset=preset.preset)  # a file's settings have a name, which is not its path
+    preset, words = load_preset(preset_of(argv)), _words(Config, argv)
+    given = tyro.cli(_in_sections(preset), args=words, prog=prog, description=purpose or Config.__doc__)
+    values = {name: value for section in vars(given).values() for name, value in vars(section).items()}
+    return Config(**{**values, "preset": preset.preset})  # a file's settings have a name, which is not its path
 
 
 def preset_of(argv: list[str]) -> str:
@@ -37,11 +40,30 @@ def preset_of(argv: list[str]) -> str:
     return preset
 
 
-def parse(kind: Any, argv: list[str], *, default: Any, prog: str, purpose: str | None = None) -> Any:
-    """An instance of the dataclass `kind`; `default` gives what argv leaves out, None: the fields' own defaults.
+def parse(kind: Any, argv: list[str], *, prog: str) -> Any:
+    """An instance of the dataclass `kind`."""
+    return tyro.cli(kind, args=_words(kind, argv), prog=prog)
 
-    `purpose` is the first line of --help, None: the docstring of `kind`.
-    """
+
+def _in_sections(config: Config) -> Any:
+    """The flat Config as one of several, which --help shows under `SECTIONS`; flags and defaults are those of `config`."""
+    (definition,) = ast.parse(inspect.getsource(Config)).body
+    assert isinstance(definition, ast.ClassDef)
+    sections: dict[str, list[Any]] = {}
+    for line, below in zip(definition.body, definition.body[1:], strict=False):
+        match line, below:  # a field, and the words below it
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                if name in SECTIONS:
+                    section = sections.setdefault(SECTIONS[name], [])
+                kind = Annotated[Config.__annotations__[name], tyro.conf.arg(help=" ".join(text.split()))]
+                section.append((name, kind, field(default=getattr(config, name))))
+    parts = {title: make_dataclass(title, section) for title, section in sections.items()}
+    whole = make_dataclass("Sections", [(title, part, field(default_factory=part)) for title, part in parts.items()])
+    return tyro.conf.OmitArgPrefixes[whole]
+
+
+def _words(kind: Any, argv: list[str]) -> list[str]:
+    """`argv` for the parser of the dataclass `kind`, after what it would have no good words for."""
     names = {field.name.replace("_", "-"): field.type for field in fields(kind)}
     counts = {name for name, of in names.items() if of in (int, int | None)}
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
@@ -54,13 +76,7 @@ def parse(kind: Any, argv: list[str], *, default: Any, prog: str, purpose: str |
         if names.get(name) is bool and (equals or following.lower() in ("true", "false")):
             given = value if equals else following
             raise UsageError(f"{name.replace('-', '_')}={given}: a switch takes no value; use --{name} or --no-{name}")
-    return tyro.cli(
-        kind,
-        args=expand_counts(argv, counts),
-        prog=prog,
-        description=purpose,
-        **({} if default is None else {"default": default}),
-    )
+    return expand_counts(argv, counts)
 
 
 # two digits of exponent: 1e999999999 would take all memory

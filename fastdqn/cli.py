@@ -86,7 +86,7 @@ def _run(command: str, words: list[str]) -> int:
     if command not in ("plot", "compare"):
         _refuse_several_runs(command, words)
     module = importlib.import_module(f"fastdqn.commands.{command}")
-    return module.main(parse(module.Flags, words, default=None, prog=f"fastdqn {command}"))
+    return module.main(parse(module.Flags, words, prog=f"fastdqn {command}"))
 
 
 def _silence_stdout() -> None:

@@ -55,7 +55,6 @@ class Config:
     """Clamp rewards to [-1, 1] for learning; scores stay unclipped. Mnih et al. 2015."""
     life_loss_terminal: bool = True
     """A lost life ends the return, the game goes on. Mnih et al. 2015."""
-
     prioritized: bool = False
     """Draw transitions by their last TD error instead of uniformly. Schaul et al. 2016."""
     priority_exponent: float = 0.5
@@ -136,11 +135,11 @@ class Config:
     Gallici et al. 2024 (PQN)."""
     hidden_size: int = 512
     """Units of the hidden layers. Mnih et al. 2015: 512."""
+
     observation: Literal["standard", "crop"] = "standard"
     """standard: grey, 84x84; crop: rows 15 to 200 and columns 30 to 125 of the raw screen, mean of the colours."""
     frame_stack: int = 4
     """Frames in an observation; 1 for vector tasks. Mnih et al. 2015: 4."""
-
     resize: Literal["auto", "device", "env"] = "auto"
     """Where the screen becomes 84x84: device lets the emulator step faster; auto: device on CUDA, env on a CPU."""
     frame_skip: int = 4
@@ -383,6 +382,17 @@ class Config:
         return replace(self, **{**values, **floats})
 
 
+# the first field of each section of `train --help`, as the blank lines above
+SECTIONS = {
+    "env": "run",
+    "replay_capacity": "replay",
+    "optimizer": "learning",
+    "epsilon_end": "exploration",
+    "head": "network",
+    "observation": "games",
+    "deterministic": "machine",
+    "checkpoint_period_frames": "output",
+}
 # fields that only matter where another field has one of the given values
 _NEEDS: dict[str, tuple[Any, ...]] = {
     "loss": ("head", "q"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from fastdqn import __version__
 from fastdqn.arguments import expand_counts, preset_of, train_config
 from fastdqn.checkpoint import load
 from fastdqn.cli import main
-from fastdqn.config import Config, load_preset
+from fastdqn.config import SECTIONS, Config, load_preset
 
 
 def fastdqn(*argv: str, timeout: float = 180) -> subprocess.CompletedProcess:
@@ -33,6 +34,16 @@ def test_help_lists_every_flag_and_imports_neither_torch_nor_envpool() -> None:
     for flag in Config.__dataclass_fields__:
         assert f"--{flag.replace('_', '-')}" in done.stdout
     assert "Rainbow" in done.stdout and "[γ]" in done.stdout
+    sections = dict(re.findall(r"─ (\w+) options ─+╮\n(.*?)╰", done.stdout, re.DOTALL))
+    assert list(sections) == [*SECTIONS.values()]
+    for title, flag in {
+        "replay": "--prioritized",
+        "network": "--head",
+        "games": "--sticky-actions",
+        "output": "--ui",
+    }.items():
+        assert f"│ {flag}" in sections[title]
+    assert "config.toml, whose run_dir" in done.stdout  # two lines of the source, one paragraph here
 
 
 def test_no_command_and_help_print_the_commands(capsys: pytest.CaptureFixture) -> None:
