@@ -267,6 +267,7 @@ API cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, in
   CALL(); auto* x = new Stream; x->flags = flags; x->priority = priority; *s = (cudaStream_t)x; return cudaSuccess;
 }
 API cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithPriority(s, 0, 0); }
+API cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) { return cudaStreamCreateWithPriority(s, flags, 0); }
 ZERO(cudaStreamDestroy)  // a few bytes are lost
 API cudaError_t cudaStreamGetPriority(cudaStream_t s, int* p) { *p = stream_of(s)->priority; return cudaSuccess; }
 API cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) { *low = 0; *high = -5; return cudaSuccess; }
@@ -403,6 +404,9 @@ API cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t, cudaGraphNode_t*, 
   *n = 0; return cudaSuccess;
 }
 ZERO(cudaGraphDebugDotPrint)
+LACKS(cudaGraphAddNode) LACKS(cudaGraphConditionalHandleCreate) LACKS(cudaStreamBeginCaptureToGraph)  // of torch 2.13: branches
+LACKS(cudaStreamUpdateCaptureDependencies)
+LACKS(cudaLibraryLoadData) LACKS(cudaLibraryUnload) LACKS(cudaLibraryGetKernel) LACKS(cudaKernelSetAttributeForDevice)
 
 API cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {  // copies and memsets happen again
   CALL(); auto* x = (Graph*)exec; Graph* g;
@@ -633,6 +637,7 @@ API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, c
 static int context;
 static CUresult driver(cudaError_t e) { return (CUresult)(int)e; }
 
+API CUresult cuDriverGetVersion(int* v) { *v = CUDA_VERSION; return CUDA_SUCCESS; }
 ZERO(cuInit) ZERO(cuDevicePrimaryCtxRelease_v2) ZERO(cuCtxSetCurrent) ZERO(cuCtxPushCurrent_v2) ZERO(cuCtxSetLimit)
 ZERO(cuModuleUnload) ZERO(cuFuncSetAttribute) ZERO(cuFuncSetCacheConfig) ZERO(cuTensorMapEncodeTiled)
 LACKS(cuLinkCreate_v2) LACKS(cuLinkAddData_v2) LACKS(cuLinkComplete) LACKS(cuGetExportTable)
