@@ -93,7 +93,7 @@ def better_preset(config: Config, device: str) -> str:
     if preset in ("fast", "cpu") and own:
         return f"preset {preset} is made for Atari; for {env} take --preset {own}"
     if preset == "fast" and is_atari and device == "cpu" and config.replay_ratio == load_preset("fast").replay_ratio:
-        return "preset fast is made for a GPU; on a CPU --preset cpu learns sooner"
+        return "preset fast is made for a GPU; on a CPU --preset cpu plays more frames an hour, in half the memory"
     better = own or ("" if not is_atari else "cpu" if device == "cpu" else "fast")
     if tasks.get(preset, env) == env or not better:
         return ""
