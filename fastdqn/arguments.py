@@ -9,11 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastdqn.config import SECTIONS, Config, load_preset
+from fastdqn.config import ELSEWHERE, SECTIONS, Config, load_preset
 from fastdqn.errors import UsageError
-
-# what other programs call our flags, where it is too far from our name for the parser's own suggestions
-ELSEWHERE = {"--lr": "learning-rate", "--game": "env"}
 
 
 def train_config(argv: list[str], *, prog: str, purpose: str | None = None) -> Config:
@@ -70,7 +67,8 @@ def _words(kind: Any, argv: list[str]) -> list[str]:
         if not word.startswith("--"):
             continue
         flag, equals, value = word.partition("=")
-        if (ours := ELSEWHERE.get(flag)) in names:
+        ours = ELSEWHERE.get(flag[2:], "").replace("_", "-")
+        if ours in names:
             raise UsageError(f"{flag}: no such flag; use --{ours}")
         name = flag[2:].replace("_", "-").removeprefix("no-")
         if names.get(name) is bool and (equals or following.lower() in ("true", "false")):

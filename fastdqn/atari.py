@@ -49,6 +49,7 @@ bipedalwalker-v3 bipedalwalkerhardcore-v3 carracing-v3 lunarlandercontinuous-v3 
 
 # Actions of the minimal sets, EnvPool 1.2.7; all other games use the full set of 18.
 FULL_ACTION_SET = 18
+_FULL_SET_WITHOUT_FIRE = frozenset({"LostLuggage", "Skiing"})  # 9 actions: the console has no use for FIRE there
 _GAMES_BY_NUM_ACTIONS = {
     3: "Backgammon Freeway Skiing",
     4: "Atlantis Atlantis2 Blackjack Breakout Casino Kaboom",
@@ -146,7 +147,7 @@ def fire_action(game: str, *, full_action_set: bool) -> int | None:
     if game not in GAMES:
         return None
     if full_action_set:
-        return 1
+        return None if game in _FULL_SET_WITHOUT_FIRE else 1
     if game in _NO_FIRE:
         return None
     return 0 if game in _FIRE_IS_ACTION_0 else 1
@@ -156,7 +157,9 @@ def num_actions(env: EnvName, *, full_action_set: bool = False) -> int:
     """Actions of a game, by itself those of its minimal set, or of a vector task."""
     if not env.is_atari:
         return _TASKS[env.canonical].actions
-    return FULL_ACTION_SET if full_action_set else _NUM_ACTIONS.get(env.game, FULL_ACTION_SET)
+    if full_action_set:
+        return FULL_ACTION_SET // 2 if env.game in _FULL_SET_WITHOUT_FIRE else FULL_ACTION_SET
+    return _NUM_ACTIONS.get(env.game, FULL_ACTION_SET)
 
 
 def vector_size(task: str) -> int:

@@ -147,7 +147,7 @@ class Config:
     sticky_actions: float | None = None
     """Probability of repeating the last action. Machado et al. 2018: 0.25. None: 0.25 for ALE/ names, else 0."""
     full_action_set: bool = False
-    """All 18 actions instead of the game's own. Machado et al. 2018."""
+    """All 18 actions instead of the game's own; LostLuggage and Skiing have 9. Machado et al. 2018."""
     noop_max: int = 30
     """Random no-ops at the start of a game, at most. Mnih et al. 2015: 30."""
     max_episode_steps: int | None = None
@@ -371,7 +371,7 @@ class Config:
         known = {field.name: field.type for field in fields(self)}
         for name, value in values.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                near = ELSEWHERE.get(name) or difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise UsageError(f"{source}: unknown field {name}; did you mean {near}, or is it a newer fastdqn's?")
             if not _matches(known[name], value):
                 words = getattr(known[name], "__args__", ())
@@ -382,6 +382,8 @@ class Config:
         return replace(self, **{**values, **floats})
 
 
+# what other programs call our fields, where it is too far from our name to be found as the nearest
+ELSEWHERE = {"lr": "learning_rate", "game": "env"}
 # the first field of each section of `train --help`, as the blank lines above
 SECTIONS = {
     "env": "run",

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastdqn import runs
 
 
 class PeriodicEval:
-    """At most one evaluation at a time. One that falls due while another runs is left out.
+    """At most one evaluation at a time, of the checkpoint that is the newest when it begins.
+
+    One that falls due while another runs is left out, and counted.
 
     Args:
         run: the run's folder.
@@ -29,6 +32,7 @@ class PeriodicEval:
         self._began = 0.0  # the last one, in seconds of the epoch
         self._unreported = False
         self.failures: list[str] = []
+        self.left_out = 0
 
     def poll(self) -> bool:
         """Whether an evaluation is going on; takes note of one that has ended."""
@@ -45,16 +49,21 @@ class PeriodicEval:
         if self.poll() or not self._unreported:
             return {}
         self._unreported = False
-        # of this one alone: a run that goes on from an older checkpoint has results of later steps already
-        found = runs.evaluations(self._run, since=self._began)
-        results = [result for result in found if result.get("seed") == runs.SELECTION_SEED]
-        if not results:  # the disk did not take it
+        result = self._result()
+        if result is None:  # the disk did not take it
             return {}
-        return {"eval/score_mean": results[-1]["score_mean"], "eval/step": results[-1]["checkpoint_step"]}
+        return {"eval/score_mean": result["score_mean"], "eval/step": result["checkpoint_step"]}
+
+    def _result(self) -> dict[str, Any] | None:
+        """What the last evaluation that was started here has found, None: nothing yet."""
+        # of this one alone: a run that goes on from an older checkpoint has results of later steps already
+        found = runs.evaluations(self._run, since=self._began) if self._began > 0 else []
+        return next((result for result in reversed(found) if result.get("seed") == runs.SELECTION_SEED), None)
 
     def start(self) -> None:
         """Evaluates the newest checkpoint, unless an evaluation is going on. One that cannot start is a failure told later."""
         if self.poll():
+            self.left_out += 1
             return
         command = [
             sys.executable, "-m", "fastdqn", "eval", str(self._run), "--episodes", str(self._episodes),
@@ -72,9 +81,10 @@ class PeriodicEval:
             self.failures.append(f"evaluation not started: {error}")
 
     def finish(self, unless: Callable[[], bool]) -> None:
-        """Evaluates the newest checkpoint after all, once what is going on has ended, as long as `unless` is false."""
+        """Has the newest checkpoint evaluated, once what is going on has ended, as long as `unless` is false."""
         self.wait(unless)
-        if not unless():
+        result = self._result()
+        if not unless() and (result is None or result["checkpoint_step"] != runs.saved_step(self._run)):
             self.start()
         self.wait(unless)
 

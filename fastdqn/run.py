@@ -307,6 +307,7 @@ class Run:
             "compile_seconds": self.pipeline.compile_seconds,
             "failed_slots": int(self.ring.failed_slots),
             "refused_updates": self.progress.refused,
+            "failed_evaluations": len(self.periodic_eval.failures),
         }
 
     def __enter__(self) -> "Run":
@@ -344,6 +345,11 @@ class Run:
         if self.config.eval_period_frames > 0 and self.ranks.first and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
             self.periodic_eval.finish(unless=lambda: self.stop.requested)
+        if self.periodic_eval.left_out > 0:
+            self.dashboard.say(
+                f"evaluations left out, as the one before was still going on: {self.periodic_eval.left_out}; "
+                "a longer --eval-period-frames or fewer --eval-episodes leave time for all"
+            )
         for failure in self.periodic_eval.failures:
             self.dashboard.say(f"warning: {failure}")
         self._log_row()

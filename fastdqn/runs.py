@@ -59,7 +59,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def metrics_row(line: str) -> dict[str, Any]:
     """A line of metrics.jsonl: numbers by tag, None for what is not one. Raises ValueError if it is none."""
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
     if not isinstance(row, dict) or not all(
         _count(row.get(name)) for name in ("global_step", "frames", "wall_seconds")
     ):
@@ -132,10 +135,13 @@ def games(run: Path) -> Games:
 
 def game_row(line: str) -> tuple[float, float, int]:
     """A line of episodes.csv: the columns of `Games`. Raises ValueError if it is none."""
-    score, length, seconds, env_steps, _, _ = line.rstrip().split(",")
-    row = float(score), float(seconds), int(env_steps)
-    if not (length.isdecimal() and _number(row[0]) and _count(row[1]) and 0 <= row[2] < 2**63):
-        raise ValueError(f"episodes.csv: no row of a game: {line.rstrip()}")
+    try:
+        score, length, seconds, env_steps, _, _ = line.rstrip().split(",")
+        row = float(score), float(seconds), int(env_steps)
+    except ValueError:
+        row, length = None, ""
+    if row is None or not (length.isdecimal() and _number(row[0]) and _count(row[1]) and 0 <= row[2] < 2**63):
+        raise ValueError(f"episodes.csv: no row of a game: {line[:60].rstrip()}")
     return row
 
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from envpool.registration import registry
 
-from fastdqn.atari import GAMES, RANDOM_AND_HUMAN_SCORES, VECTOR_TASKS, fire_action, human_normalized_score, parse_env
+from fastdqn.atari import (
+    GAMES,
+    RANDOM_AND_HUMAN_SCORES,
+    VECTOR_TASKS,
+    fire_action,
+    human_normalized_score,
+    num_actions,
+    parse_env,
+)
 
 
 def test_the_list_of_games_is_exactly_what_envpool_ships():
@@ -94,6 +102,14 @@ def test_fire_is_within_every_games_action_set():
         if num_actions == 18:
             assert fire == 1 == fire_action(game, full_action_set=True)
     assert sum(fire is None for fire in fires.values()) == 13
+
+
+def test_the_full_action_set_has_as_many_actions_as_envpools_and_fire_second_where_it_has_all():
+    for game in GAMES:
+        name = parse_env(game)
+        full = envpool.make_spec(name.canonical, full_action_space=True).action_space.n
+        assert num_actions(name, full_action_set=True) == full, game
+        assert fire_action(game, full_action_set=True) == (1 if full == 18 else None), game
 
 
 def test_human_normalized_score_is_0_for_random_play_and_1_for_the_human():

@@ -35,6 +35,21 @@ def test_training_leaves_an_evaluation_of_the_last_agent_and_the_best_one(tmp_pa
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["checkpoint_step"] == best.step
 
 
+def test_the_last_agent_is_not_played_again_where_it_has_been_played(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(quiet("catch", run, total_frames=2_000))
+    evaluation = PeriodicEval(run, episodes=1)
+    evaluation.start()  # of what is the newest already
+    evaluation.finish(unless=lambda: False)
+    assert (run / "eval" / "log.txt").read_text().count("1 games, protocol") == 1
+    assert evaluation.new_scores()["eval/step"] == runs.saved_step(run)
+    saved = checkpoint.load(run / "checkpoints")
+    checkpoint.write(run / "checkpoints", saved.step + 1, saved.tensors, saved.state)
+    evaluation.finish(unless=lambda: False)
+    assert (run / "eval" / "log.txt").read_text().count("1 games, protocol") == 2
+    assert evaluation.new_scores()["eval/step"] == saved.step + 1 and not evaluation.failures
+
+
 def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None:
     from fastdqn.checkpoint import Checkpoint
     from fastdqn.evaluation import _keep_best
@@ -89,7 +104,7 @@ def test_one_that_falls_due_while_another_runs_is_left_out_and_a_failure_is_told
     evaluation.start()
     first = evaluation._process
     evaluation.start()
-    assert evaluation._process is first
+    assert evaluation._process is first and evaluation.left_out == 1
     evaluation.wait()
     assert not evaluation.poll() and len(evaluation.failures) == 1 and "log.txt" in evaluation.failures[0]
     assert "holds no run" in (tmp_path / "eval" / "log.txt").read_text()

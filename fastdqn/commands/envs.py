@@ -61,6 +61,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     atari = sum(row["atari"] for row in rows)
     lines.append(
         f"{atari} Atari games and {len(rows) - atari} other tasks. Actions: of the minimal set; --full-action-set makes "
-        "18 of any\ngame's. Scores: Wang et al. 2016, no-op starts; - where none is published."
+        "18 of any\ngame's, 9 of LostLuggage's and Skiing's. Scores: Wang et al. 2016, no-op starts; - where none is published."
     )
     return "\n".join(lines)

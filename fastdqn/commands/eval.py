@@ -14,7 +14,7 @@ class Flags(AgentFlags):
     episodes: int = 100
     """Games to count, a fixed quota per env so that short games are not favoured."""
     num_envs: int = 0
-    """Games played at once; 0: one per game to count, at most 64."""
+    """Games played at once, at most as many as are counted; 0: all of them, up to 64."""
     threads: int = 0
     """Threads of EnvPool and of torch; 0: all cores."""
     keep_best: bool = False

@@ -107,7 +107,7 @@ def outputs(config: Config) -> str:
 def actions(config: Config, figures: dict[str, Any], fire_action: int | None) -> str:
     if not config.name.is_atari:
         return "* Actions: the task's own, in its order."
-    which = "all 18 of the console" if config.full_action_set else "the game's minimal set"
+    which = "all that the console has for it" if config.full_action_set else "the game's minimal set"
     fire = config.fire_after_life_loss != "off" and fire_action is not None
     pressed = f" After a lost life it was trained to have FIRE ({fire_action}) pressed for it." if fire else ""
     return f"* Actions: {which}, {figures['num_actions']}, in the order of the Arcade Learning Environment.{pressed}"

@@ -117,8 +117,9 @@ def main(flags: Flags) -> int:
     if missing := [name for name in checkpoint.RESUMED if name not in saved.state]:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
     if saved.state["env_steps"] >= config.total_env_steps:
+        has = "has finished" if flags.total_frames is None else "has come further than"
         raise UsageError(
-            f"run={flags.run}: it has finished total_frames={config.total_frames}, at {saved.state['frames']:,} frames; {more}"
+            f"run={flags.run}: it {has} total_frames={config.total_frames}, at {saved.state['frames']:,} frames; {more}"
         )
     result = train(config, given, saved)
     if flags.json and result.first_rank:
