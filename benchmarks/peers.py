@@ -80,7 +80,7 @@ Iterate = Callable[[], tuple[int, int]]  # one iteration of a training loop -> (
 
 
 def fastdqn(task: Task, folder: str) -> Iterate:
-    """`fastdqn train` with its defaults, or as plain DQN."""
+    """The loop of `fastdqn train` with Config's defaults at the task's replay ratio, or as plain DQN."""
     from fastdqn.run import Run
     from fastdqn.trainer import step_group
 
@@ -389,7 +389,7 @@ def table(title: str, rows: list[dict], notes: list[str]) -> str:
 
 
 TITLES = {
-    "as shipped": f"batch {SHIPPED_BATCH} and threads of each peer's own; fastdqn with its defaults, and at that batch",
+    "as shipped": f"batch {SHIPPED_BATCH} and threads of each peer's own; fastdqn with its own, and at that batch",
     "matched": "envs, batch and threads of all as fastdqn's",
 }
 SHIPPED_NOTES = [

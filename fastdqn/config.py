@@ -422,7 +422,12 @@ _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
 NOT_LEARNING = (
     "run_dir", "resume", "ui", "json", "track", "device", "env_threads", "torch_threads", "keep_checkpoints",
 )  # fmt: skip
-_OF_A_RUN = {"preset", "run_dir", "ui", "json", "device"}  # fields that a run's config.toml has, of whatever version
+# a run's config.toml has all fields, these in every version; who writes a file of settings by hand does not write them all
+_OF_A_RUN = {
+    "env", "preset", "num_envs", "total_frames", "seed", "device", "replay_capacity", "replay_ratio", "batch_size",
+    "learning_starts", "n_step", "gamma", "learning_rate", "target_update_period", "epsilon_end", "hidden_size", "frame_stack",
+    "env_threads", "torch_threads", "run_dir", "ui", "json",
+}  # fmt: skip
 _SWITCHES = ("double", "dueling", "prioritized", "noisy", "munchausen", "spectral_norm", "layer_norm")
 _INT31 = 2**31 - 1
 _FILE_LIMIT = 1 << 14  # bytes of a config.toml; a real one has two thousand, and tomllib takes 12 s for the worst 64 kB

@@ -137,7 +137,7 @@ class Run:
         if self._saves_replay and saved.large is not None:
             large_tensors.read_into(saved.large, self.ring.stored())
             self.ring.seam()
-        elif self.clock.env_steps > 0:
+        elif 0 < self.clock.env_steps < self.config.total_env_steps:
             self.refilled_at = self.clock.env_steps + self.config.learning_starts
             never = self.refilled_at >= self.config.total_env_steps
             self.notes.append(

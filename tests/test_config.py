@@ -190,6 +190,9 @@ def test_a_file_that_names_a_preset_begins_with_its_values(tmp_path: Path) -> No
     mine.write_text('preset = "rainbow"\nenv = "Pong"\nn_step = 5\n')
     config = train_config(["--preset", str(mine), "--seed", "7"], prog="fastdqn train")
     assert config == replace(load_preset("rainbow"), env="Pong", n_step=5, seed=7)
+    mine.write_text('preset = "cpu"\nrun_dir = "here"\ndevice = "cpu"\nui = "plain"\njson = true\nresume = true\n')
+    calls = {"run_dir": "here", "device": "cpu", "ui": "plain", "json": True, "resume": True}
+    assert train_config(["--preset", str(mine)], prog="fastdqn train") == replace(load_preset("cpu"), **calls)
 
 
 @pytest.mark.parametrize("preset", ["quick", "slow-start"])
@@ -217,6 +220,7 @@ def test_a_run_of_an_older_version_as_a_preset_has_the_settings_it_had_and_not_i
 @pytest.mark.parametrize(
     ("name", "text", "refusal"),
     [
+        ("mine.toml", "lr = 3\n", r"mine\.toml: unknown field lr; did you mean learning_rate"),
         ("none.toml", None, r"preset=.*none\.toml: cannot be read .*No such file"),
         ("fast.toml", "seed = 2\n", r"preset=.*fast\.toml: fast is a preset that ships with fastdqn; .*another name"),
         ("mine.toml", "sede = 2\n", r"mine\.toml: unknown field sede; did you mean seed"),

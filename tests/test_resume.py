@@ -254,6 +254,10 @@ def test_one_line_begins_a_run_goes_on_with_it_and_leaves_a_finished_one_alone(t
     assert main([*line, "--json"]) == 0
     printed = capsys.readouterr()
     assert f"finished: {run}, nothing to do" in printed.err and json.loads(printed.out)["frames"] >= 3_000
+    newest = run / "checkpoints" / f"step_{runs.saved_step(run):012d}" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    assert main(line) == 1 and "is intact" in capsys.readouterr().err  # there is no other; finished by its name alone
+    newest.write_bytes(kept[newest])
     for words, refusal in ((["--dueling"], "dueling=True: the run in"), (["--compile"], "compile=True: the run in")):
         assert main([*line, *words]) == 2
         assert refusal in capsys.readouterr().err
@@ -262,6 +266,26 @@ def test_one_line_begins_a_run_goes_on_with_it_and_leaves_a_finished_one_alone(t
     assert "learning goes on at env step" in capsys.readouterr().out
     changed = Config.load(run / "config.toml")
     assert (changed.total_frames, changed.env_threads) == (5_000, 1)
+
+
+def test_a_run_that_was_killed_behind_its_last_frame_is_brought_to_its_end(tmp_path: Path, capsys) -> None:
+    run, line = (
+        tmp_path / "run",
+        ["train", "--preset", "catch", "--no-compile", "--total-frames", "2k", "--ui", "plain"],
+    )
+    line += ["--eval-period-frames", "2k", "--eval-episodes", "2", "--resume", "--run-dir", str(run)]
+    assert main(line) == 0
+    ended, results = runs.status(run), list((run / "eval").glob("*.json"))
+    assert ended["state"] == "finished" and len(results) == 1
+    (run / "status.json").write_text(json.dumps(ended | {"state": "running"}))  # killed in its last evaluation
+    results[0].unlink()
+    assert main(line) == 0
+    assert "learning goes on" not in capsys.readouterr().out
+    assert runs.status(run)["state"] == "finished" and runs.status(run)["frames"] == ended["frames"]
+    assert list((run / "eval").glob("*.json")) == results
+    assert main(line) == 0 and "nothing to do" in capsys.readouterr().out
+    assert main(["resume", str(run)]) == 2
+    assert "it has finished total_frames=2000" in capsys.readouterr().err
 
 
 def test_what_was_killed_before_its_first_save_begins_again(tmp_path: Path) -> None:

@@ -202,12 +202,16 @@ def test_a_folder_says_what_its_trial_still_needs_and_other_settings_are_refused
     other = ["sweep", "--envs", "Catch", "--presets", "catch", "-o", str(tmp_path), "--", "--gamma", "0.9"]
     assert main(other) == 2
     assert "Catch__catch__s1 has gamma=0.99, not 0.9; name another --out" in capsys.readouterr().err
-    (run / "checkpoints" / "step_000000060000").mkdir()  # the last one, and then the process was killed
+    (
+        run / "checkpoints" / "step_000000060000"
+    ).mkdir()  # the last one, and then the process was killed: its end is missing
+    assert now_due()[0] == "resume"
+    (run / "status.json").write_text('{"state": "finished"}')
     assert now_due() == ("nothing", "")
 
 
 def failing(folder: Path) -> Trial:
-    return Trial(folder, ("train", "--preset", "nope", "--run-dir", str(folder)), 1_000)
+    return Trial(folder, ("train", "--preset", "nope", "--run-dir", str(folder)))
 
 
 def test_a_try_that_fails_says_why_and_logs_without_a_checkpoint_are_set_aside(tmp_path: Path) -> None:
@@ -337,7 +341,7 @@ def test_a_trial_whose_worker_is_killed_saves_and_lets_go_of_its_folder(tmp_path
     script = (
         "import threading, time\nfrom pathlib import Path, PosixPath\nfrom fastdqn.sweeps import trials\n"
         "for _ in range(8):\n    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
-        f"trials.run(trials.{Trial(run, words, 10**8)!r}, Path({str(tmp_path)!r}))\n"
+        f"trials.run(trials.{Trial(run, words)!r}, Path({str(tmp_path)!r}))\n"
     )
     worker = subprocess.Popen([sys.executable, "-c", script])
     until(lambda: runs.status(run).get("state") == "running")

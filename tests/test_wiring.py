@@ -195,7 +195,9 @@ def test_every_rank_draws_explores_and_plays_for_itself_also_after_a_resume(tmp_
     assert one.learner._explore_key != two.learner._explore_key
     assert one.learner.online.advantage.hidden._key != two.learner.online.advantage.hidden._key  # of the noise
     noise = one.learner.online.advantage.hidden._key
-    assert isinstance(noise, torch.Tensor)
+    iqn = built(quiet("catch", tmp_path, head="iqn")).learner
+    assert isinstance(noise, torch.Tensor)  # a number would be compiled in, each seed anew
+    assert all(isinstance(key, torch.Tensor) for key in (one.learner._explore_key, iqn.online._tau_key))
     assert len({one.ring._key, int(one.learner._explore_key), int(noise)}) == 3
     keys = [key.data_ptr() for key in two.learner.online.buffers() if not key.is_floating_point()]
     assert keys and not {tensor.data_ptr() for tensor in two.learner.shared()} & set(keys)  # what rank 0 overwrites

@@ -1,6 +1,7 @@
 """`fastdqn resume`: goes on with a run that ended before its last frame, or is to have more of them."""
 
 import json
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,9 +76,14 @@ def instead_of_train(config: Config) -> int | None:
             given[f"no_{name}"] = True
         else:
             raise UsageError(f"{name}={value}: the run in {folder} has {was}; give that, or another --run-dir")
-    if step >= wanted.total_env_steps:
-        emit(f"finished: {folder}, nothing to do", runs.status(folder), as_json=config.json)
-        return 0
+    status = runs.status(folder)
+    if step >= wanted.total_env_steps and status.get("state") == "finished":
+        from fastdqn import checkpoint
+
+        if checkpoint.load(folder / "checkpoints").step >= wanted.total_env_steps:  # and not by its name alone
+            if os.environ.get("RANK", "0") == "0":  # the first of several ranks speaks for all
+                emit(f"finished: {folder}, nothing to do", status, as_json=config.json)
+            return 0
     return main(Flags(run=config.run_dir, ui=config.ui, json=config.json, **given))
 
 
@@ -116,7 +122,8 @@ def main(flags: Flags) -> int:
     saved = checkpoint.load(folder / "checkpoints")
     if missing := [name for name in checkpoint.RESUMED if name not in saved.state]:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
-    if saved.state["env_steps"] >= config.total_env_steps:
+    ended = runs.status(folder).get("state") == "finished" or flags.total_frames is not None
+    if saved.state["env_steps"] >= config.total_env_steps and ended:  # else it was cut off behind its last frame
         has = "has finished" if flags.total_frames is None else "has come further than"
         raise UsageError(
             f"run={flags.run}: it {has} total_frames={config.total_frames}, at {saved.state['frames']:,} frames; {more}"

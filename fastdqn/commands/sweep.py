@@ -198,7 +198,7 @@ def trial(config: Config, preset: str, share: Share, flags: Flags) -> Trial:
     for field, value in (("device", device), ("env_threads", env_threads), ("torch_threads", torch_threads)):
         if getattr(config, field) in ("auto", 0):
             command += [f"--{field.replace('_', '-')}", str(value)]
-    planned = Trial(Path(config.run_dir), tuple(command), config.total_env_steps)
+    planned = Trial(Path(config.run_dir), tuple(command))
     if (planned.folder / "config.toml").exists() and due(planned) != "train":
         there, here = Config.load(planned.folder / "config.toml"), config.resolved()[0]
         for name in (field.name for field in fields(Config) if field.name not in NOT_LEARNING):

@@ -45,7 +45,6 @@ class Trial:
 
     folder: Path  # absolute
     train: tuple[str, ...]  # the words behind `fastdqn`, when it starts from nothing
-    total_env_steps: int
 
     @property
     def name(self) -> str:
@@ -61,10 +60,9 @@ class Ending(NamedTuple):
 
 def due(trial: Trial) -> str:
     """What the folder still needs: "train", "resume", or "nothing"."""
-    step = runs.saved_step(trial.folder)
-    if runs.status(trial.folder).get("state") == "finished" or (step or 0) >= trial.total_env_steps:
+    if runs.status(trial.folder).get("state") == "finished":
         return "nothing"
-    return "train" if step is None else "resume"
+    return "resume" if runs.saved_step(trial.folder) else "train"  # at step 0 there is nothing to go on with
 
 
 def words(trial: Trial) -> tuple[str, ...]:
