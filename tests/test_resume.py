@@ -62,6 +62,8 @@ def test_a_deterministic_run_that_was_cut_off_ends_bit_identical_to_one_that_was
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(replace(config, run_dir=str(whole)))
     interrupted_at(replace(config, run_dir=str(broken)), cut)
+    newest = checkpoint.load(broken / "checkpoints")
+    assert (newest.large is None) == (newest.step == 0)  # before its first step the replay, 7 GB of it, is empty
     assert main(["resume", str(broken), "--ui", "quiet"]) == 0
     one, two = everything(whole), everything(broken)
     assert one.keys() == two.keys()
