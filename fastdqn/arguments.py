@@ -3,8 +3,9 @@
 import ast
 import inspect
 import re
-from dataclasses import field, fields, make_dataclass
+from dataclasses import fields, make_dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any
 
 import tyro
@@ -20,8 +21,12 @@ def train_config(argv: list[str], *, prog: str, purpose: str | None = None) -> C
         UsageError: no such preset.
         SystemExit: a wrong flag; the parser has said which.
     """
-    preset, words = load_preset(preset_of(argv)), _words(Config, argv)
-    given = tyro.cli(_in_sections(preset), args=words, prog=prog, description=purpose or Config.__doc__)
+    preset, words, sections = load_preset(preset_of(argv)), _words(Config, argv), _sections()
+    kinds = sections.__annotations__.values()
+    parts = [kind(*(getattr(preset, name) for name in kind.__annotations__)) for kind in kinds]
+    flat = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)  # there is no source to look for comments in
+    text = purpose or Config.__doc__
+    given = tyro.cli(sections, default=sections(*parts), args=words, prog=prog, description=text, config=flat)
     values = {name: value for section in vars(given).values() for name, value in vars(section).items()}
     return Config(**{**values, "preset": preset.preset})  # a file's settings have a name, which is not its path
 
@@ -42,8 +47,9 @@ def parse(kind: Any, argv: list[str], *, prog: str) -> Any:
     return tyro.cli(kind, args=_words(kind, argv), prog=prog)
 
 
-def _in_sections(config: Config) -> Any:
-    """The flat Config as one of several, which --help shows under `SECTIONS`; flags and defaults are those of `config`."""
+@cache  # the parser keeps what it has read of a class, of a new one it reads everything again
+def _sections() -> Any:
+    """The flat Config as one of several, which --help shows under `SECTIONS`."""
     (definition,) = ast.parse(inspect.getsource(Config)).body
     assert isinstance(definition, ast.ClassDef)
     sections: dict[str, list[Any]] = {}
@@ -52,11 +58,10 @@ def _in_sections(config: Config) -> Any:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 if name in SECTIONS:
                     section = sections.setdefault(SECTIONS[name], [])
-                kind = Annotated[Config.__annotations__[name], tyro.conf.arg(help=" ".join(text.split()))]
-                section.append((name, kind, field(default=getattr(config, name))))
-    parts = {title: make_dataclass(title, section) for title, section in sections.items()}
-    whole = make_dataclass("Sections", [(title, part, field(default_factory=part)) for title, part in parts.items()])
-    return tyro.conf.OmitArgPrefixes[whole]
+                section.append(
+                    (name, Annotated[Config.__annotations__[name], tyro.conf.arg(help=" ".join(text.split()))])
+                )
+    return make_dataclass("Sections", [(title, make_dataclass(title, section)) for title, section in sections.items()])
 
 
 def _words(kind: Any, argv: list[str]) -> list[str]:
