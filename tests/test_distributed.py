@@ -34,7 +34,7 @@ def finished(process: subprocess.Popen) -> str:
     return out
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.long), 4])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each rank of a job found, see ranks.py."""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
