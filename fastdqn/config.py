@@ -72,7 +72,8 @@ class Config:
     learning_rate_end: float = 0.0
     """The same at the end of the run, to which it falls in a straight line from the learning start; 0: it stays as it is."""
     optimizer_eps: float = 2e-5
-    """Added to the optimiser's denominator. Clark et al. 2024: 0.005 / batch, Hessel's 1.5e-4 for 32."""
+    """Added to the optimiser's denominator. Clark et al. 2024: 0.005 / batch, Hessel's 1.5e-4 for 32. With --prioritized
+    less, 3e-6: its importance weights make gradients smaller."""
     rmsprop_decay: float = 0.95
     """Decay of RMSprop's running means. Mnih et al. 2015: 0.95."""
     rmsprop_centered: bool = False

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fastdqn.config import Config, load_preset, preset_names, preset_text
-from fastdqn.plan import ONE_TASK, better_preset, preset_and_changes, small_ring
+from fastdqn.plan import ONE_TASK, better_preset, damped, preset_and_changes, small_ring
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,26 @@ def test_a_ring_made_too_small_for_its_replay_ratio_is_told_with_the_ratio_for_i
     preset = load_preset(changes.get("preset", "fast"))
     told = small_ring(replace(preset, **changes).resolved()[0])
     assert remedy in told and bool(remedy) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"prioritized": True}, True),
+        ({"preset": "cpu", "prioritized": True}, True),
+        ({}, False),
+        ({"prioritized": True, "optimizer_eps": 3e-6}, False),
+        ({"prioritized": True, "optimizer": "rmsprop"}, False),
+        ({"prioritized": True, "head": "c51", "double": False}, False),  # its gradients are far larger
+        ({"preset": "prioritized"}, False),  # has its source's
+        ({"preset": "quick", "prioritized": True}, False),  # 1e-8
+    ],
+)
+def test_an_epsilon_of_adam_that_damps_prioritised_learning_is_told_with_one_for_it(
+    changes: dict[str, Any], told: bool
+) -> None:
+    note = damped(replace(load_preset(changes.get("preset", "fast")), **changes).resolved()[0])
+    assert bool(note) == told and ("--optimizer-eps 3e-6" in note) == told
 
 
 def test_the_presets_of_one_task_are_those_that_name_it() -> None:
