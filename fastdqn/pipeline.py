@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch._dynamo.config
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
@@ -23,6 +24,10 @@ from fastdqn.graphs import WARM_UP_CALLS, Graph, preserved
 from fastdqn.learner import Learner
 from fastdqn.replay import ReplayRing
 from fastdqn.staging import Staging
+
+# Variants of one function that torch compiles in a process: as many as it has runs of different settings. By itself torch
+# stops at eight. What it limits, compiling over and over while a run learns, `trainer.train` rules out.
+VARIANTS = 1 << 30
 
 
 class Pipeline:
@@ -63,16 +68,8 @@ class Pipeline:
         device = staging.device
         self.queues = device.type == "cuda"  # parts are queued and run while the host goes on
         started = time.perf_counter()
-        env_id = staging.rows["env_id"]
-        try:
-            if learner.compiled and self.queues:  # on a CPU it brings nothing (benchmarks/LOG.md)
-                ring.compile(env_id, batch_size)
-            learner.warm_up(ring.latest(env_id), batch_size, act_threads=act_threads, learn_threads=learn_threads)
-        except BackendCompilerFailed as error:
-            raise ValueError(
-                "compile=True: the compiler failed; fastdqn doctor tests it, --no-compile does without it "
-                f"({in_a_line(error)})"
-            ) from error
+        with torch._dynamo.config.patch(recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS):
+            self._compile()
         try:
             self._build_graphs(capture=capture)
         except torch.OutOfMemoryError:
@@ -82,6 +79,24 @@ class Pipeline:
                 f"cuda_graphs=True: capturing failed; --no-cuda-graphs does without it, slower ({in_a_line(error)})"
             ) from error
         self.compile_seconds = time.perf_counter() - started  # compile, and on CUDA capture
+
+    def _compile(self) -> None:
+        """Compiles what is to be compiled, by using it once."""
+        learner, ring, env_id = self._learner, self._ring, self._staging.rows["env_id"]
+        try:
+            if learner.compiled and self.queues:  # on a CPU it brings nothing (benchmarks/LOG.md)
+                ring.compile(env_id, self._batch_size)
+            learner.warm_up(
+                ring.latest(env_id),
+                self._batch_size,
+                act_threads=self._act_threads,
+                learn_threads=self._learn_threads,
+            )
+        except BackendCompilerFailed as error:
+            raise ValueError(
+                "compile=True: the compiler failed; fastdqn doctor tests it, --no-compile does without it "
+                f"({in_a_line(error)})"
+            ) from error
 
     def _build_graphs(self, *, capture: bool) -> None:
         """Makes the parts into graphs; on CUDA that runs them, and takes back what this changed."""

@@ -1,11 +1,12 @@
 """The device side of the loop on a CPU: what is stored, what is sent, and in which order."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import TINY
+from small_runs import TINY, quiet
 
 from fastdqn import pipeline
 from fastdqn.errors import UsageError
@@ -85,3 +86,22 @@ def test_what_cannot_be_captured_is_refused_with_what_does_without(tmp_path: Pat
     with pytest.raises(UsageError, match="not permitted when stream is capturing") as refused:
         Run(replace(TINY, run_dir=str(tmp_path / "run")), ["test"])
     assert str(refused.value).startswith("cuda_graphs=True: ") and "--no-cuda-graphs" in str(refused.value)
+
+
+@pytest.fixture
+def forgotten():
+    """No other test meets these variants: eight of a function are torch's limit."""
+    yield
+    torch._dynamo.reset()
+
+
+def test_one_process_trains_with_more_settings_than_torch_compiles_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # quick, and traced alike
+    monkeypatch.setattr("fastdqn.machine.hardware.has_compiler", lambda device: True)
+    for hidden_size in range(8, 18):
+        config = quiet("catch", tmp_path / str(hidden_size), hidden_size=hidden_size, total_frames=100)
+        run = Run(replace(config, compile=True), ["test"])
+        assert run.learner.compiled
+        run.envs.close()
