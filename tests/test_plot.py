@@ -131,6 +131,18 @@ def test_a_metric_is_found_by_its_short_name_and_a_wrong_one_names_the_nearest(t
     assert "error: metric=td_los: these runs logged no such metric; did you mean td_loss" in capsys.readouterr().err
 
 
+def test_a_metric_is_found_though_the_last_row_does_not_have_it(tmp_path: Path, capsys) -> None:
+    """As the score of an evaluation while training goes on, or the loss while a resumed run refills its replay."""
+    run = write_run(tmp_path / "run", [1.0] * 40)
+    *rows, last = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    rows[1]["eval/score_mean"] = 7.0
+    del last["losses/td_loss"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*rows, last)))
+    for name, mean in (("eval/score_mean", 7.0), ("score_mean", 7.0), ("td_loss", 1 / 21)):
+        assert main(["plot", str(run), "--metric", name, "--window", "1", "--ascii", "--json"]) == 0
+        assert printed_json(capsys)["panels"][0]["groups"][0]["mean"] == pytest.approx(mean)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -181,12 +181,13 @@ def metric_curve(history: History, tag: str, axis: str, window: int) -> Curve:
 
 
 def metric_tag(histories: Sequence[History], name: str) -> str:
-    """The tag of metrics.jsonl that `name` means: `losses/td_loss`, or `td_loss` for short.
+    """The tag of metrics.jsonl that `name` means: `losses/td_loss`, or `td_loss` for short. Not all rows have all tags: an
+    evaluation's score stands where it was found, and a run that refills its replay learns nothing.
 
     Raises:
         UsageError: no run logged such a metric.
     """
-    tags = dict.fromkeys(tag for history in histories for row in history.rows[-1:] for tag in row)
+    tags = dict.fromkeys(tag for history in histories for row in history.rows for tag in row)
     known = {spelling: tag for tag in tags for spelling in (tag.split("/")[-1], tag)}
     if tags and name not in known:
         near = difflib.get_close_matches(name, ["score", *known], n=3, cutoff=0.0)
