@@ -230,6 +230,20 @@ def test_what_cannot_be_exported_is_one_line_with_the_remedy(
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(format: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    leave_agent(run, load_preset("catch"), (50,), 3)
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, 8_192))\n"
+        "from fastdqn.cli import main; sys.exit(main(['export', *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", script, str(run), "--format", format]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr == "error: File too large; free some space\n", done.stderr
+    assert not list((run / "export").iterdir())
+
+
 def test_the_exported_config_is_what_a_network_is_built_from() -> None:
     tree = ast.parse(Path(parts.__file__).read_text())
     (make,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make_network")

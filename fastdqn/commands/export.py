@@ -7,6 +7,7 @@ Q-values. O observations, A actions.
 """
 
 import hashlib
+import io
 import json
 import tempfile
 import warnings
@@ -181,7 +182,9 @@ def write_pt2(network: "QNetwork", described: dict[str, Any], path: Path) -> Non
     dtype = torch.float32 if described["config"]["encoder"] == "mlp" else torch.uint8
     example = torch.zeros(2, *described["obs_shape"], dtype=dtype)  # of 1 it would be traced for 1 only
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(described)})
+    file = io.BytesIO()  # on a full disk torch's own writer would abort the process
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(described)})
+    path.write_bytes(file.getbuffer())
 
 
 def load_pt2(path: Path) -> "Callable[[Tensor], Tensor]":
