@@ -371,13 +371,15 @@ class Config:
         """This config with `values` from `source` put in, names and types checked."""
         known = {field.name: field.type for field in fields(self)}
         for name, value in values.items():
+            if name not in known and isinstance(value, dict):
+                raise UsageError(f"{source}: [{name}]: the fields stand in no table; leave it out")
             if name not in known:
                 near = ELSEWHERE.get(name) or difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise UsageError(f"{source}: unknown field {name}; did you mean {near}, or is it a newer fastdqn's?")
             if not _matches(known[name], value):
                 words = getattr(known[name], "__args__", ())
                 choice = isinstance(value, str) and all(isinstance(word, str) for word in words) and words
-                remedy = f": use {' or '.join(words)}" if choice else " has the wrong type; see fastdqn train --help"
+                remedy = f": use {' or '.join(words)}" if choice else f" has the wrong type; {_asked(known[name])}"
                 raise UsageError(f"{source}: {name}={_shown(value)}{remedy}")
         floats = {name: float(value) for name, value in values.items() if known[name] in (float, float | None)}
         return replace(self, **{**values, **floats})
@@ -551,7 +553,7 @@ def _read(path: Path, source: str) -> str:
     try:
         with Path(path).open("rb") as file:
             data = file.read(_FILE_LIMIT + 1)
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # with the mark at the beginning that some editors put there
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{source}: cannot be read ({error}); name a run's config.toml, or a file like it") from None
     if len(data) > _FILE_LIMIT:
@@ -574,6 +576,15 @@ def _matches(kind: Any, value: Any) -> bool:
     if kind in (bool, str):
         return isinstance(value, kind)
     return value in kind.__args__  # a Literal
+
+
+def _asked(kind: Any) -> str:
+    """What a field of that type wants in TOML, which has no 10M and writes whole numbers without a point or an e."""
+    if kind in (int, int | None):
+        return "give a whole number in digits, as 40_000_000"
+    if kind in (float, float | None):
+        return "give a number without quotes, as 0.25 or 2.5e-4"
+    return "give true or false" if kind is bool else "give a text in quotes"
 
 
 def _shown(value: object) -> str:

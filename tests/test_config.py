@@ -37,7 +37,16 @@ def test_a_round_trip_keeps_awkward_values(tmp_path) -> None:
         ("gama = 0.9", "unknown field gama; did you mean gamma"),
         ("num_envs = 1.5", "num_envs=1.5 has the wrong type"),
         ("num_envs = true", "num_envs=True has the wrong type"),
+        (
+            'total_frames = "10M"',
+            "total_frames='10M' has the wrong type; give a whole number in digits, as 40_000_000",
+        ),
+        ("total_frames = 1e7", "total_frames=10000000.0 has the wrong type; give a whole number in digits"),
         ("gamma = nan", "gamma=nan has the wrong type"),
+        ('learning_rate = "3e-4"', "learning_rate='3e-4' has the wrong type; give a number without quotes"),
+        ('double = "no"', "double='no' has the wrong type; give true or false"),
+        ("env = 3", "env=3 has the wrong type; give a text in quotes"),
+        ("[replay]\nreplay_capacity = 9", r"\[replay\]: the fields stand in no table; leave it out"),
         ('loss = "l1"', "loss='l1': use auto or huber or mse"),
         ("num_envs = ", "not TOML"),
     ],
@@ -47,6 +56,11 @@ def test_a_bad_file_is_refused_by_name(text: str, message: str, tmp_path) -> Non
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         Config.load(path)
+
+
+def test_a_file_may_begin_with_the_mark_of_unicode(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("n_step = 7\n", encoding="utf-8-sig")
+    assert load_preset(str(tmp_path / "mine.toml")).n_step == 7
 
 
 @pytest.mark.parametrize(
