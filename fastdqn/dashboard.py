@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fastdqn.atari import parse_env, steps_per_second
 from fastdqn.metrics import Snapshot
 from fastdqn.units import clock, count, duration, or_dash
 
@@ -156,7 +157,8 @@ def ending(state: str, folder: Path, figures: Mapping[str, Any], *, resumable: b
     )
     result += f", {count(figures['frames'])} frames, {duration(figures['wall_seconds'])}"
     if state == "finished":
-        result += f"; next: fastdqn play {run}, or fastdqn eval {run}"
+        pictured = steps_per_second(parse_env(figures["env"]), 1) is not None
+        result += f"; next: {f'fastdqn play {run}, or ' * pictured}fastdqn eval {run}"
     elif resumable:
         result += f"; go on with fastdqn resume {run}"
     return [f"{state}: {folder}", result]

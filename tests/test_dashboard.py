@@ -190,6 +190,7 @@ def test_one_core_is_no_plural() -> None:
     ("state", "figures", "resumable", "said"),
     [
         ("finished", {}, True, "score 14.60 over the last 100 games, 12.3M frames, 5m12s; next: fastdqn play 'a run', or fastdqn eval 'a run'"),
+        ("finished", {"env": "Catch-v0"}, True, "score 14.60 over the last 100 games, 12.3M frames, 5m12s; next: fastdqn eval 'a run'"),
         ("interrupted", {"episodes": 1}, True, "score 14.60 over the last 1 game, 12.3M frames, 5m12s; go on with fastdqn resume 'a run'"),
         ("interrupted", {"episodes": 0, "score_mean_100": None}, False, "no game has ended, 12.3M frames, 5m12s"),
     ],

@@ -255,12 +255,11 @@ def test_without_a_terminal_it_says_so_in_one_line_and_names_record(
 def test_of_a_task_without_a_picture_eval_is_named_and_not_record(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    catch = write_run(tmp_path / "catch")
+    catch = write_run(tmp_path / "a catch")
     assert main(["play", str(catch)]) == 2
     error = capsys.readouterr().err
-    assert (
-        "env=Catch-v0: EnvPool draws no picture" in error and f"fastdqn eval {catch}" in error and "record" not in error
-    )
+    assert "env=Catch-v0: EnvPool draws no picture" in error and "record" not in error
+    assert f"fastdqn eval '{catch}'" in error, "a line to copy"
 
 
 def test_that_is_told_before_torch_and_envpool_are_loaded(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced_by_a_file(tmp_path: Pat
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+    run = write_run(tmp_path / "run", preset="fast")
     for name in ("episodes.csv", "metrics.jsonl", "status.json", "environment.json", "command.txt"):
         (run / name).unlink()
     page = make(run)
@@ -208,6 +208,13 @@ def test_the_newest_video_below_the_limit_is_embedded_and_a_larger_one_named(tmp
         not page.all("video") and page.all("img")[0]["src"] == f"data:image/gif;base64,{base64.b64encode(GIF).decode()}"
     )
     assert "newer.gif; newest.mp4 (0.0 MB) is larger than 0 MB and left out" in page.text
+
+
+@pytest.mark.parametrize(("preset", "said"), [("fast", "fastdqn record {} makes one"), ("catch", "draws no picture")])
+def test_what_is_missing_is_told_with_a_line_to_copy_where_there_is_one(preset: str, said: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a run", preset=preset)
+    text = make(run).text
+    assert said.format(f"'{run}'") in text and f"fastdqn eval '{run}' plays 100 games" in text
 
 
 def test_json_names_the_page_and_a_folder_that_is_missing_is_one_line(tmp_path: Path, capsys) -> None:

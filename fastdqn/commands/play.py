@@ -1,6 +1,7 @@
 """`fastdqn play`: a trained agent plays in the terminal, over SSH too."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,14 +37,14 @@ class Flags(AgentFlags):
 
 def main(flags: Flags) -> int:
     run = runs.find(flags.run)  # a mistyped name is told before torch is loaded
-    config = Config.load(run / "config.toml")
+    config, named = Config.load(run / "config.toml"), shlex.quote(flags.run)
     if steps_per_second(config.name, config.frame_skip) is None:
         task = config.name.canonical
-        raise UsageError(f"env={task}: EnvPool draws no picture of it; fastdqn eval {flags.run} tells its scores")
+        raise UsageError(f"env={task}: EnvPool draws no picture of it; fastdqn eval {named} tells its scores")
     stream = sys.stderr if flags.json else sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         name = "stderr" if flags.json else "stdout"
-        raise UsageError(f"{name}: no terminal to play in; use fastdqn record {flags.run} -o game.gif")
+        raise UsageError(f"{name}: no terminal to play in; use fastdqn record {named} -o game.gif")
     if flags.episodes < 1:
         raise UsageError(f"episodes={flags.episodes}: give a number from 1 to 100000")
     from fastdqn.rollout import Rollout

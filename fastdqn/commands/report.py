@@ -1,5 +1,6 @@
 """`fastdqn report`: one page about one run, with everything it shows inside."""
 
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fastdqn.analysis import page
 from fastdqn.analysis.charts import Line, Panel, legend_levels, limits, svg_chart
 from fastdqn.analysis.history import NOT_SETTINGS, History, final_score, levels, load, metric_curve, score_curve
 from fastdqn.analysis.statistics import Curve, mean_curve
-from fastdqn.atari import human_normalized_score
+from fastdqn.atari import human_normalized_score, steps_per_second
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, preset_names, unchanged
 from fastdqn.errors import UsageError
@@ -135,7 +136,9 @@ def time_spent(history: History) -> str:
 def evaluation(history: History) -> str:
     """The results under eval/, one row each."""
     if not history.evaluations:
-        return page.paragraph(f"None yet: fastdqn eval {history.path} plays 100 games and counts them all.")
+        return page.paragraph(
+            f"None yet: fastdqn eval {shlex.quote(str(history.path))} plays 100 games and counts them all."
+        )
     body = []
     for result in reversed(history.evaluations):
         low, high = result["score_ci95"]
@@ -158,7 +161,9 @@ def video(history: History) -> str:
         (path for path in found if path.is_file() and path.stat().st_size), key=lambda path: path.stat().st_mtime
     )
     if not found:
-        return page.paragraph(f"None yet: fastdqn record {history.path} makes one.")
+        if steps_per_second(history.config.name, 1) is None:
+            return page.paragraph(f"None: EnvPool draws no picture of {history.game}.")
+        return page.paragraph(f"None yet: fastdqn record {shlex.quote(str(history.path))} makes one.")
     large = [path for path in found if path.stat().st_size > VIDEO_LIMIT_BYTES]
     small = [path for path in found if path not in large]
     words = small[-1].name if small else ""
