@@ -206,7 +206,7 @@ def evaluate(
     }
     settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__n{num_envs}__s{seed}"  # another setting is another result
     _store(result, run / "eval" / f"{saved.path.name}__{settings}.json")
-    if keep_best:  # last: where best/ cannot be written, the result is kept
+    if keep_best:
         result["kept"] = _keep_best(saved, result["score_mean"], run / "best")
     return result
 
@@ -347,24 +347,28 @@ def network_of(saved: Checkpoint, config: Config) -> QNetwork:
     return network.eval()
 
 
-def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool:
+def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool | None:
     """Copies the checkpoint to `root`, with its score, unless what is there was scored higher. Returns whether.
 
-    What cannot be read stays, and is told.
+    None: `root` cannot be read, and stays as it is, or not be written. That is told, and no reason to throw a score away.
     """
     try:
         best = checkpoint.load(root) if checkpoint.checkpoints(root) else None
     except CheckpointError as error:
         print(f"warning: not kept as best: {error}; remove that folder to begin a new one", file=sys.stderr)
-        return False
+        return None
     if best is not None and best.state.get("eval_score_mean", -np.inf) > score_mean:
         return False
-    if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again
-        shutil.rmtree(best.path)
-    path = checkpoint.write(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
-    for other in checkpoint.checkpoints(root):  # a later step with a lower score, of a run that was set back since
-        if other.name > path.name:
-            shutil.rmtree(other)
+    try:
+        if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again
+            shutil.rmtree(best.path)
+        path = checkpoint.write(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
+        for other in checkpoint.checkpoints(root):  # a later step with a lower score, of a run that was set back since
+            if other.name > path.name:
+                shutil.rmtree(other)
+    except (OSError, CheckpointError) as error:
+        print(f"warning: not kept as best: {error}", file=sys.stderr)
+        return None
     return True
 
 

@@ -422,3 +422,14 @@ def test_a_vector_task_is_played_as_trained(tmp_path: Path) -> None:
     assert result["score_mean"] == result["length_mean"]  # a point per step
     lengths = {evaluate(tmp_path / "run", episodes=10, epsilon=0.0, seed=seed)["length_mean"] for seed in range(8)}
     assert len(lengths) > 1  # the seed chooses the games, not only the random actions
+
+
+def test_a_score_is_told_though_the_agent_cannot_be_kept(catch_run: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(catch_run, run)
+    (run / "best").write_text("where no folder can be made")
+    assert main(["eval", str(run), "--episodes", "2", "--threads", "1", "--keep-best", "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["episodes"] == 2 and result["kept"] is None
+    assert "warning: not kept as best: " in printed.err and "scored higher" not in printed.err

@@ -77,7 +77,7 @@ def test_a_best_agent_that_cannot_be_read_stays_and_is_told(tmp_path: Path, caps
     assert _keep_best(first, 5.0, tmp_path / "best")
     state = tmp_path / "best" / "step_000000000001" / "state.json"
     state.write_text("{}")
-    assert not _keep_best(second, 9.0, tmp_path / "best")
+    assert _keep_best(second, 9.0, tmp_path / "best") is None
     assert "not kept as best" in capsys.readouterr().err and state.read_text() == "{}"
 
 

@@ -60,6 +60,6 @@ def format_result(result: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"all {episodes} games were distinct")
-    if "kept" in result:
+    if result.get("kept") is not None:  # else it was not asked for, or a warning has told why
         lines.append("kept as best/" if result["kept"] else "not kept: the agent in best/ was scored higher")
     return "\n".join(lines)
