@@ -300,6 +300,9 @@ class Learner:
             variance = move(square_avg, decay * square_avg + (1 - decay) * grad**2)
             if grad_avgs:
                 variance = variance - move(grad_avgs[index], torch.lerp(grad_avgs[index], grad, 1 - decay)) ** 2
+                variance = variance.clamp(
+                    min=0
+                )  # rounding makes that of a constant gradient negative; torch's own is NaN
             move(param, param - self.learning_rate * grad / (variance.sqrt() + eps))
         for step in steps:
             move(step, step + 1)

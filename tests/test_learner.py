@@ -517,6 +517,18 @@ def test_rmsprop_steps_as_its_equation_says() -> None:
     assert torch.allclose(network.weight, old - 0.1 * grad / ((square - mean**2).sqrt() + 0.01), atol=1e-6)
 
 
+def test_a_gradient_that_stays_the_same_leaves_no_weight_that_is_not_finite() -> None:
+    """Its variance is 0, which float32 takes for a little less: torch's own RMSprop then has the root of that, NaN."""
+    torch.manual_seed(0)
+    network = nn.Linear(500, 2)
+    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-3, alpha=0.95, eps=1e-3, centered=True)
+    learner = make_learner(network, optimizer, max_grad_norm=0.0)
+    constant = [torch.randn_like(param) for param in network.parameters()]
+    for _ in range(400):
+        learner._step(constant, torch.ones(()), torch.zeros(()))
+    assert all(param.isfinite().all() for param in network.parameters())
+
+
 @pytest.mark.parametrize("centered", [False, True])
 def test_the_compiled_rmsprop_steps_as_torch_does_and_leaves_out_what_is_not_finite(centered: bool) -> None:
     networks, optimizers, learners = [], [], []
