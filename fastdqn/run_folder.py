@@ -118,16 +118,24 @@ def in_use(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one step: who reads it meanwhile sees the old text or the new one, never a half.
+    """`replace_file` with a text."""
+    replace_file(path, text.encode())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file in one step: who reads it meanwhile sees the old one or the new one, never a half.
 
     What is no file, a pipe or a device such as /dev/stdout, is written to: root would replace it.
     """
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half of it, on a full disk
 
 
 def trim(path: Path, keep: Callable[[str], bool]) -> int:

@@ -1,9 +1,11 @@
 """Curves of runs: what is drawn, in which groups, and from files that are half written."""
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -163,6 +165,15 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(argv, message, tmp_path: Path
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch, capsys) -> None:
+    run, out = write_run(tmp_path / "run", [1.0] * 10), tmp_path / "p.png"
+    out.write_bytes(b"before")
+    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["plot", str(run), "-o", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err and out.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["p.png"]
 
 
 def test_help_of_the_commands_that_look_back_imports_nothing_heavy() -> None:

@@ -1,5 +1,6 @@
 """Panels of curves as a picture, with matplotlib's objects: no global state, no display."""
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 from fastdqn.analysis.charts import Panel, legend_levels, limits
+from fastdqn.run_folder import replace_file
 from fastdqn.units import short
 
 # Okabe & Ito's palette, told apart with any colour vision
@@ -33,8 +35,10 @@ def draw(panels: Sequence[Panel], *, footnote: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure in the format of the name's ending. Raises OSError where it cannot be written."""
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    """Writes the figure in the format of the name's ending, in one step. Raises OSError where it cannot be written."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
+    replace_file(path, picture.getvalue())
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
