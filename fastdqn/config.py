@@ -318,6 +318,10 @@ class Config:
             check_range(field, getattr(self, field))
         if re.search(r"[\0\ud800-\udfff]", self.run_dir):
             raise UsageError(f"run_dir={self.run_dir}: is not Unicode text; name another folder")
+        if self.run_dir.startswith("~"):  # a folder of that name is one that rm -r ~ is meant for
+            raise UsageError(
+                f"run_dir={self.run_dir}: ~ means home to the shell alone; give the whole path, or --run-dir ~/..."
+            )
         rows = self.frame_stack + self.n_step + 1
         if self.learning_starts < self.num_envs * rows:
             raise UsageError(

@@ -7,6 +7,7 @@ in, so that a score does not depend on which machine has bfloat16.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -207,7 +208,7 @@ def evaluate(
     settings = f"{protocol}__e{rules.epsilon:g}__g{episodes}__n{num_envs}__s{seed}"  # another setting is another result
     _store(result, run / "eval" / f"{saved.path.name}__{settings}.json")
     if keep_best:
-        result["kept"] = _keep_best(saved, result["score_mean"], run / "best")
+        result["kept"] = _keep_best(saved, result, run / "best")
     return result
 
 
@@ -347,28 +348,34 @@ def network_of(saved: Checkpoint, config: Config) -> QNetwork:
     return network.eval()
 
 
-def _keep_best(saved: Checkpoint, score_mean: float, root: Path) -> bool | None:
-    """Copies the checkpoint to `root`, with its score, unless what is there was scored higher. Returns whether.
+def _keep_best(saved: Checkpoint, result: dict[str, Any], root: Path) -> bool | None:
+    """Makes the checkpoint the one of `root`, with its score, unless what is there was scored higher. Returns whether.
 
-    None: `root` cannot be read, and stays as it is, or not be written. That is told, and no reason to throw a score away.
+    None: `root` cannot be read or written, or its agent was scored by another protocol, which says nothing about this one.
+    It stays as it is then. That is told, and no reason to throw a score away.
     """
+    score = {"eval_score_mean": result["score_mean"], "eval_protocol": result["protocol"]}
+    draft = root.with_name(f".{root.name}_{os.getpid()}")  # a run's own evaluation and one by hand may end at one time
     try:
-        best = checkpoint.load(root) if checkpoint.checkpoints(root) else None
-    except CheckpointError as error:
-        print(f"warning: not kept as best: {error}; remove that folder to begin a new one", file=sys.stderr)
-        return None
-    if best is not None and best.state.get("eval_score_mean", -np.inf) > score_mean:
-        return False
-    try:
-        if best is not None and best.step == saved.step:  # with its new score; an intact one would not be written again
-            shutil.rmtree(best.path)
-        path = checkpoint.write(root, saved.step, saved.tensors, {**saved.state, "eval_score_mean": score_mean})
-        for other in checkpoint.checkpoints(root):  # a later step with a lower score, of a run that was set back since
-            if other.name > path.name:
-                shutil.rmtree(other)
+        try:
+            before = checkpoint.load(root).state if checkpoint.checkpoints(root) else {}
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove that folder to begin a new one") from error
+        if before.get("eval_protocol", result["protocol"]) != result["protocol"]:
+            raise CheckpointError(
+                f"{root}: its agent was scored by protocol {before['eval_protocol']}; evaluate by that"
+            )
+        if before.get("eval_score_mean", -np.inf) > result["score_mean"]:
+            return False
+        checkpoint.write(draft, saved.step, saved.tensors, {**saved.state, **score})
+        if root.exists():
+            shutil.rmtree(root)
+        draft.rename(root)
     except (OSError, CheckpointError) as error:
         print(f"warning: not kept as best: {error}", file=sys.stderr)
         return None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return True
 
 

@@ -82,6 +82,7 @@ def test_the_run_that_the_others_damage_is_resumed_to_its_end(run: Path) -> None
         (["record", "x" * 300, "-o", "game.gif"], "run=" + "x" * 300 + ": File name too long"),
         (["export", "\udcff\n"], r"run=\udcff\n: no such folder"),
         ([*TRAIN, "--run-dir", "a\0b"], r"run_dir=a\x00b: is not Unicode text"),
+        ([*TRAIN, "--run-dir=~/run"], "run_dir=~/run: ~ means home to the shell alone; give the whole path"),
         (
             [*TRAIN, "--run-dir", "/proc/nothing/run"],
             "run_dir=/proc/nothing/run: No such file or directory; name a folder",

@@ -1,9 +1,11 @@
 """Evaluations in the background: they score the checkpoints, keep the best agent, and never hold the loop."""
 
+import errno
 import json
 import os
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from run_by_hand import evaluation_result
@@ -65,8 +67,35 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
         (4, 9.5, 4),
     ):
         saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
-        assert _keep_best(saved, score, tmp_path / "best") == (kept == step)
+        assert _keep_best(saved, {"score_mean": score, "protocol": "run"}, tmp_path / "best") == (kept == step)
         assert checkpoint.load(tmp_path / "best").step == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_the_best_agent_outlives_a_better_one_that_cannot_be_written(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Also where it is the same agent, scored higher in other games."""
+    from fastdqn.checkpoint import Checkpoint
+    from fastdqn.evaluation import _keep_best
+
+    saved, best = Checkpoint(tmp_path, 1, {"model": {}}, {"env_steps": 1}), tmp_path / "best"
+    assert _keep_best(saved, {"score_mean": 5.0, "protocol": "run"}, best)
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        assert _keep_best(saved, {"score_mean": 9.0, "protocol": "run"}, best) is None
+    assert "not kept as best" in capsys.readouterr().err
+    assert checkpoint.load(best).state["eval_score_mean"] == 5.0
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_scores_of_two_protocols_are_not_held_against_each_other(tmp_path: Path, capsys) -> None:
+    from fastdqn.checkpoint import Checkpoint
+    from fastdqn.evaluation import _keep_best
+
+    first, second = (Checkpoint(tmp_path, step, {"model": {}}, {"env_steps": step}) for step in (1, 2))
+    assert _keep_best(first, {"score_mean": 5.0, "protocol": "run"}, tmp_path / "best")
+    assert _keep_best(second, {"score_mean": 9.0, "protocol": "nature"}, tmp_path / "best") is None
+    assert "scored by protocol run" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "best").step == 1
 
 
 def test_a_best_agent_that_cannot_be_read_stays_and_is_told(tmp_path: Path, capsys) -> None:
@@ -74,10 +103,10 @@ def test_a_best_agent_that_cannot_be_read_stays_and_is_told(tmp_path: Path, caps
     from fastdqn.evaluation import _keep_best
 
     first, second = (Checkpoint(tmp_path, step, {"model": {}}, {"env_steps": step}) for step in (1, 2))
-    assert _keep_best(first, 5.0, tmp_path / "best")
+    assert _keep_best(first, {"score_mean": 5.0, "protocol": "run"}, tmp_path / "best")
     state = tmp_path / "best" / "step_000000000001" / "state.json"
     state.write_text("{}")
-    assert _keep_best(second, 9.0, tmp_path / "best") is None
+    assert _keep_best(second, {"score_mean": 9.0, "protocol": "run"}, tmp_path / "best") is None
     assert "not kept as best" in capsys.readouterr().err and state.read_text() == "{}"
 
 
