@@ -36,10 +36,11 @@ ROWS = [
     {"run", "evaluation"},
     {"plan", "progress"},
     {"parts", "analysis/comparison"},
-    {"logs", "saver", "pipeline", "periodic_eval", "player", "analysis/history", "sweeps/trials", "machine/preflight"},
+    {"logs", "saver", "pipeline", "periodic_eval", "player", "sweeps/trials", "machine/preflight"}
+    | {"analysis/history", "analysis/figures"},
     {"learner", "envs", "replay", "checkpoint", "dashboard", "run_folder", "machine/signals", "staging"},
     {"distributed", "runs"},
-    {"analysis/figures", "analysis/page"},
+    {"analysis/page"},
     {"analysis/charts"},
     {
         "analysis/__init__",

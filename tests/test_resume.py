@@ -90,7 +90,7 @@ def test_a_run_resumed_without_its_replay_refills_before_it_learns_and_says_so(t
     assert summary["updates"] == updates + (summary["env_steps"] - steps - 1_000) // 8
     assert summary["env_steps"] >= 6_000 and summary["wall_seconds"] > saved.state["wall_seconds"]
     score, run = f"score {summary['score_mean_100']:.2f} over the last 100 games", str(tmp_path / "run")
-    assert f"finished: {run}\n{score}, " in printed.err and printed.err.endswith(f"or fastdqn eval {run}\n")
+    assert f"finished: {run}\n{score}, " in printed.err and printed.err.endswith(f"; next: fastdqn eval {run}\n")
     assert main(["resume", str(tmp_path / "run")]) == 2
     assert "it has finished" in capsys.readouterr().err
 
