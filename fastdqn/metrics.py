@@ -122,14 +122,23 @@ class RateWindow:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._points: deque[tuple[float, int]] = deque()
+        self._points: deque[tuple[float, float]] = deque()
 
-    def add(self, now: float, count: int) -> float:
+    def add(self, now: float, count: float) -> float:
         self._points.append((now, count))
         while len(self._points) > 2 and now - self._points[1][0] >= self._seconds:
             self._points.popleft()
         (then, before), (_, after) = self._points[0], self._points[-1]
         return (after - before) / (now - then) if now > then else 0.0
+
+
+def core_wait_seconds() -> float:
+    """Seconds that this thread was ready to run and had no core, ever (Linux; 0 where the kernel does not count them)."""
+    try:
+        nanoseconds = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return nanoseconds / 1e9
 
 
 def resident_bytes() -> int:

@@ -11,7 +11,7 @@ from fastdqn.dashboard import Dashboard
 from fastdqn.errors import RunError
 from fastdqn.learner import Learner, compiled_graphs
 from fastdqn.logs import Logs
-from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
+from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, core_wait_seconds, resident_bytes
 from fastdqn.schedules import Clock
 
 REFUSED_LIMIT = 100  # updates in a row that were not finite: training ends
@@ -20,6 +20,10 @@ DEAD_SPREAD = 1e-5  # of Q, from state to state; networks that learned Breakout 
 DEAD = (
     "warning: Q is the same in every state of the last updates: the network's units are dead, and stay so; begin again "
     "with --weight-init lecun or, if it is, with a lower --learning-rate"
+)
+CROWDED_AFTER = 120  # seconds of training; the first ones are the compiler's
+CROWDED_FRAC = (
+    0.15  # of the last minute; 0.01 alone on 4 cores, 0.31 beside a run of the same threads, at 40 % of the speed
 )
 
 
@@ -35,6 +39,7 @@ class Progress:
         env: canonical name of the game.
         clock, phase, episodes: what the loop counts.
         learner: asked for its losses, once a log period.
+        torch_threads: that an update takes.
         seconds_before: of the part of the run before a resume.
     """
 
@@ -47,6 +52,7 @@ class Progress:
         phase: PhaseTimer,
         episodes: EpisodeTracker,
         learner: Learner,
+        torch_threads: int,
         device: torch.device,
         logs: Logs,
         dashboard: Dashboard,
@@ -54,21 +60,22 @@ class Progress:
     ) -> None:
         self._config, self._env, self._clock, self._phase = config, env, clock, phase
         self._episodes, self._learner, self._logs, self._dashboard = episodes, learner, logs, dashboard
-        self._device, self._seconds_before = device, seconds_before
+        self._torch_threads, self._device, self._seconds_before = torch_threads, device, seconds_before
         self.refused = 0  # updates that were left out, ever
         self._refused_in_a_row = 0
         self._losses: dict[str, float] = {}
-        self._told = False
+        self._told_dead = self._told_crowded = False
         self._ended: float | None = None
         self.begin()
 
     def begin(self) -> None:
         """The loop begins now: what came before is no training time."""
-        now = time.perf_counter()
+        self._began = now = time.perf_counter()
         self._started = self._episodes.started = now - self._seconds_before
-        self._windows = RateWindow(10), RateWindow(60)
+        self._windows, self._core_waits = (RateWindow(10), RateWindow(60)), RateWindow(60)
         for window in self._windows:
             window.add(now, self.frames)
+        self._core_waits.add(now, core_wait_seconds())
 
     def end(self) -> None:
         """The loop has ended: what comes after is no training time."""
@@ -119,9 +126,10 @@ class Progress:
         losses, self.refused, self._refused_in_a_row = self._learner.read_metrics()
         self._losses = losses or self._losses
         same = losses and losses["losses/q_spread"] <= DEAD_SPREAD * abs(losses["losses/q_values"])
-        if same and self._clock.updates >= DEAD_AFTER and not self._told:
-            self._told = True
+        if same and self._clock.updates >= DEAD_AFTER and not self._told_dead:
+            self._told_dead = True
             self._dashboard.say(DEAD)
+        core_wait = self._core_wait_frac()
         snapshot = self.snapshot(epsilon)
         row = {
             **snapshot.row(),
@@ -130,10 +138,25 @@ class Progress:
             "charts/refused_updates": self.refused,
             **self._losses,
             **eval_scores,
+            "system/core_wait_frac": core_wait,
             "system/compiled_graphs": compiled_graphs(),
         }
         self._logs.write(row)
         self._dashboard.update(snapshot)
+
+    def _core_wait_frac(self) -> float:
+        """Share of the last minute in which the loop had no core to run on. Says so once where that slows a team of threads."""
+        now = time.perf_counter()
+        waited = self._core_waits.add(now, core_wait_seconds())
+        crowded = self._torch_threads > 1 and waited > CROWDED_FRAC and now - self._began > CROWDED_AFTER
+        if crowded and not self._told_crowded:
+            self._told_crowded = True
+            self._dashboard.say(
+                f"warning: other programs held this run's cores for {waited:.0%} of the last minute, and each of its "
+                f"{self._torch_threads} torch threads waits for the last one; runs side by side are faster with "
+                "--torch-threads 1 (resume takes it too)"
+            )
+        return waited
 
     def check_finite(self) -> None:
         """Raises NotFiniteError once too many updates in a row were left out, as of the last `log`."""

@@ -65,7 +65,7 @@ class Run:
             self._open_folder(command, saved)
         self.progress = Progress(
             config, env=self.envs.env, clock=self.clock, phase=self.phase, episodes=self.episodes, learner=self.learner,
-            device=self.device, logs=self._logs, dashboard=self.dashboard,
+            torch_threads=self.threads.learn, device=self.device, logs=self._logs, dashboard=self.dashboard,
             seconds_before=0.0 if saved is None else saved.state["wall_seconds"],
         )  # fmt: skip
         self.periodic_eval = PeriodicEval(self.folder.path, episodes=config.eval_episodes)

@@ -1,11 +1,17 @@
 """Scores never leak, rates are rates, and memory is asked for before it is needed."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fastdqn.machine.memory import free_bytes
-from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, resident_bytes
+from fastdqn.metrics import EpisodeTracker, PhaseTimer, RateWindow, Snapshot, core_wait_seconds, resident_bytes
 
 CPU = torch.device("cpu")
 
@@ -79,3 +85,21 @@ def test_phases_add_up_even_when_one_raises() -> None:
 
 def test_resident_memory_is_that_of_a_process_with_torch_in_it() -> None:
     assert 50e6 < resident_bytes() < free_bytes(CPU) + 100e9
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="this kernel does not count it")
+def test_a_thread_that_shares_its_core_waits_for_it() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        begun, ran, waited = time.monotonic(), time.thread_time(), core_wait_seconds()
+        while time.monotonic() - begun < 1 or time.monotonic() - begun < 2 * (time.thread_time() - ran):
+            pass
+        without = time.monotonic() - begun - (time.thread_time() - ran)
+        assert core_wait_seconds() - waited == pytest.approx(without, rel=0.2)
+    finally:
+        os.sched_setaffinity(0, cores)
+        for other in others:
+            other.kill()
+            other.wait()

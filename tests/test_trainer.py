@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -340,6 +341,25 @@ def test_a_spread_that_is_nothing_beside_q_is_a_dead_network(
     run.clock.updates = 1_000
     run.log()
     assert ("units are dead" in capsys.readouterr().out) == told
+    run.envs.close()
+
+
+@pytest.mark.parametrize(
+    ("waited", "threads", "seconds", "told"), [(0.3, 3, 130, 1), (0.1, 3, 130, 0), (0.3, 1, 130, 0), (0.3, 3, 100, 0)]
+)
+def test_a_team_of_threads_without_cores_of_its_own_is_told_once(
+    waited: float, threads: int, seconds: int, told: int, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(quiet("catch", tmp_path / "run", total_frames=3_000), ui="plain", torch_threads=threads)
+    run = Run(config, ["test"])
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("fastdqn.progress.core_wait_seconds", lambda: waited * clock[0])
+    run.progress.begin()
+    for clock[0] in (seconds, seconds + 1.0):
+        run.log()
+    assert capsys.readouterr().out.count("other programs held this run's cores for 30%") == told
+    assert runs.metrics(tmp_path / "run")[-1]["system/core_wait_frac"] == pytest.approx(waited)
     run.envs.close()
 
 
