@@ -136,6 +136,8 @@ def parse_env(name: str) -> EnvName:
     is_ale = stem != spelled
     stem = re.sub(r"-v5$" if is_ale else r"((noframeskip|deterministic)?-v[04]|-v5)$", "", stem)
     game = {known.lower(): known for known in GAMES}.get(re.sub(r"[ _-]", "", stem))
+    if not stem:
+        raise UsageError(f"env={name}: names no game; Breakout is one, and fastdqn envs lists them all")
     if game is None:
         raise UsageError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
     note = f"{name} implies sticky_actions 0.25 (Machado et al. 2018); {game} does not" if is_ale else ""

@@ -253,13 +253,27 @@ def test_a_recording_that_fails_leaves_the_file_of_before(kind: str, tmp_path: P
     assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
 
 
+def test_what_the_encoder_says_is_the_reason_and_nothing_beside_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(OSError, match=r"^[^\n]*No such file or directory$"):
+        record.write_mp4(tmp_path / "missing" / "video.mp4", stripes(200), 15)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(FileNotFoundError):  # and where it is the folder, nothing has been encoded
+        record.write(tmp_path / "missing" / "video.mp4", stripes(3), 15)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_run_that_takes_no_video_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("imageio_ffmpeg")
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("videos"))
     (copy / "videos").touch()
     assert main(["record", str(copy), "--max-seconds", "0.2"]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: {copy}/videos/") and printed.endswith(": not written (File exists)\n")
+    assert printed.startswith(f"error: {copy}/videos/") and printed.endswith(
+        ": not written (File exists); name another place with --out\n"
+    )
 
 
 def test_a_run_that_is_still_being_written_is_recorded_from_its_newest_whole_checkpoint(

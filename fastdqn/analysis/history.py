@@ -91,7 +91,9 @@ class Score(NamedTuple):
     @property
     def words(self) -> str:
         """The source, of an evaluation with the number of its games."""
-        return self.source if self.source == "training" else f"{self.source}, {self.games} games"
+        return (
+            self.source if self.source == "training" else f"{self.source}, {self.games} game{'s' * (self.games != 1)}"
+        )
 
 
 def load(names: Sequence[str]) -> list[History]:

@@ -2,8 +2,9 @@
 
 import importlib.util
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -66,7 +67,8 @@ def main(flags: Flags) -> int:
                 out.parent.mkdir(exist_ok=True)
                 width, height = write(out, pictures, rollout.steps_per_second)
             except OSError as error:
-                raise RunError(f"{out}: not written ({error.strerror or error})") from None
+                reason = error.strerror or error
+                raise RunError(f"{out}: not written ({reason}); name another place with --out") from None
     played = len(rollout.tally.games)
     figures = {
         "out": str(out),
@@ -191,6 +193,7 @@ def write(path: Path, pictures: Iterator[Picture], fps: float) -> tuple[int, int
     """
     first = next(pictures)
     temporary = path.with_name(f".{path.name}")
+    temporary.touch()  # before the encoder starts: it tells of a read-only disk in lines of its own
     try:
         (write_gif if path.suffix.lower() == ".gif" else write_mp4)(temporary, chain([first], pictures), fps)
         temporary.replace(path)
@@ -241,9 +244,13 @@ def write_mp4(path: Path, pictures: Iterator[Picture], fps: float) -> None:
         "-movflags", "+faststart", "-f", "mp4", str(path.absolute()),
     ]  # fmt: skip
     # a session of its own: Ctrl-C is for us, the encoder then writes what it has to the end
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as ffmpeg:
-        assert ffmpeg.stdin is not None
-        for picture in chain([first], pictures):
-            ffmpeg.stdin.write(np.ascontiguousarray(picture).data)
+    with tempfile.TemporaryFile() as said:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said, start_new_session=True) as ffmpeg:
+            assert ffmpeg.stdin is not None
+            with suppress(BrokenPipeError):  # it has given up, and said why
+                for picture in chain([first], pictures):
+                    ffmpeg.stdin.write(np.ascontiguousarray(picture).data)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").split("\n")
     if ffmpeg.returncode != 0:
-        raise OSError(f"ffmpeg ended with exit code {ffmpeg.returncode}")
+        raise OSError(lines[0] or f"ffmpeg ended with exit code {ffmpeg.returncode}")
