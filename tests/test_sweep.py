@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from run_by_hand import write_run
 
@@ -21,7 +22,9 @@ from fastdqn import checkpoint, runs
 from fastdqn.arguments import train_config
 from fastdqn.atari import GAME_SETS, GAMES
 from fastdqn.cli import main
-from fastdqn.commands.sweep import Flags, Share, shares
+from fastdqn.commands.sweep import Flags, Share, memory, shares, trial_configs, within_memory
+from fastdqn.machine import preflight
+from fastdqn.parts import needs
 from fastdqn.run_folder import RunFolder
 from fastdqn.sweeps import scale, trials
 from fastdqn.sweeps.trials import Trial
@@ -88,7 +91,7 @@ def test_a_command_is_what_the_user_said_with_threads_that_fit_its_cores(tmp_pat
 @pytest.mark.parametrize(
     ("trials", "cores", "gpus", "flags", "share"),
     [
-        (9, 8, 0, {}, Share(2, 0, 4)),
+        (9, 8, 0, {}, Share(1, 0, 8)),
         (2, 8, 0, {}, Share(4, 0, 2)),
         (9, 1, 0, {}, Share(1, 0, 1)),
         (9, 8, 0, {"cpus_per_run": 3}, Share(3, 0, 2)),
@@ -97,12 +100,40 @@ def test_a_command_is_what_the_user_said_with_threads_that_fit_its_cores(tmp_pat
         (99, 64, 2, {"gpus_per_run": 0.1}, Share(3, 0.1, 20)),
         (9, 16, 4, {"gpus_per_run": 2.0, "cpus_per_run": 5}, Share(5, 2, 2)),
         (9, 2, 2, {"gpus_per_run": 0.25}, Share(1, 0.25, 2)),
-        (9, 16, 2, {"gpus_per_run": 0.0}, Share(2, 0, 8)),
+        (9, 16, 2, {"gpus_per_run": 0.0}, Share(1, 0, 9)),
         (9, 4, 0, {"address": "auto", "cpus_per_run": 9, "gpus_per_run": 3.0}, Share(9, 3, None)),
     ],
 )
 def test_what_runs_at_once_shares_the_machine(trials: int, cores: int, gpus: int, flags: dict, share: Share) -> None:
     assert shares(trials, cores, gpus, Flags(envs="Pong", **flags)) == share
+
+
+@pytest.mark.parametrize(
+    ("free", "flags", "share"),
+    [
+        (32, {}, Share(1, 0, 4, 7)),
+        (20, {}, Share(2, 0, 2, 7)),
+        (20, {"cpus_per_run": 1}, Share(1, 0, 2, 7)),
+        (6, {}, Share(4, 0, 1, 7)),  # does not fit alone either, as its own start will say
+    ],
+)
+def test_no_more_run_at_once_than_memory_holds_and_those_get_the_cores(free: int, flags: dict, share: Share) -> None:
+    words = Flags(envs="Pong", **flags)
+    assert within_memory(shares(9, 4, 0, words), 7, free, 4, words) == share
+
+
+def test_a_trial_takes_of_memory_what_its_own_start_will_ask_for(tmp_path: Path, capsys) -> None:
+    configs = trial_configs(Flags(envs="Pong,Catch", presets="cpu,catch", seeds=2, out=str(tmp_path)))
+    each, free = memory(configs)
+    assert each == max(
+        preflight.total(needs(config.resolved()[0], torch.device("cpu")), on_device=True, cuda=False)
+        for config, _ in configs
+    )
+    assert 2.8e9 < each < 6e9 and free > 0
+    assert (
+        main(["sweep", "--envs", "Pong", "--presets", "cpu", "--seeds", "1", "--dry-run", "--gpus-per-run", "0"]) == 0
+    )
+    assert " GB of memory\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from fastdqn.config import NOT_LEARNING, Config
 from fastdqn.errors import UsageError
 from fastdqn.sweeps.trials import Trial, due, words
 from fastdqn.units import cores as cores_text
-from fastdqn.units import counted
+from fastdqn.units import counted, size
 
 # flags of train that the sweep sets itself, and its own flag for each
 RESERVED = {"--env": "--envs", "--preset": "--presets", "--seed": "--seeds", "--run-dir": "--out", "--ui": "--ui", "--json": "--json", "--resume": "--out"}  # fmt: skip
@@ -62,6 +62,7 @@ class Share(NamedTuple):
     cpus: int
     gpus: float
     at_once: int | None
+    memory: int = 0  # bytes of the host, of a trial without a GPU on this machine
 
 
 def main(flags: Flags) -> int:
@@ -73,6 +74,8 @@ def main(flags: Flags) -> int:
             raise UsageError(f"{name}={getattr(flags, name)}: give a number from {low} to {high:,}")
     configs = trial_configs(flags)
     share = shares(len(configs), cores, gpus, flags)
+    if not (share.gpus or flags.address):
+        share = within_memory(share, *memory(configs), cores, flags)
     trials = [trial(config, preset, share, flags) for config, preset in configs]
     if flags.dry_run:
         emit(plan_text(trials, share), plan(trials, share), as_json=flags.json)
@@ -86,7 +89,7 @@ def main(flags: Flags) -> int:
     if left := [progress for progress in queue if not progress.ended]:
         board = scale.Board(flags.ui, stream)
         mark = folder(flags) / f".sweep-{os.getpid()}"
-        with scale.connected(flags.address, cpus=cores, gpus=gpus) as ray:
+        with scale.connected(flags.address, cpus=cores, gpus=gpus, at_once=share.at_once) as ray:
             board.say(f"{len(left)} of {counted(len(queue), 'trial')} to run in {folder(flags)}, {share_text(share)}")
             try:
                 folder(flags).mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,14 @@ def main(flags: Flags) -> int:
                 raise UsageError(f"out={flags.out}: {error.strerror}; name a folder that can be written") from None
             try:
                 code = scale.run_all(
-                    ray, left, mark=mark, cpus=share.cpus, gpus=share.gpus, retries=flags.retries, board=board
+                    ray,
+                    left,
+                    mark=mark,
+                    cpus=share.cpus,
+                    gpus=share.gpus,
+                    at_once=share.at_once,
+                    retries=flags.retries,
+                    board=board,
                 )
             finally:
                 mark.unlink(missing_ok=True)
@@ -110,6 +120,22 @@ def machine() -> tuple[int, int]:
     from fastdqn.machine import hardware
 
     return hardware.cores(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def memory(configs: Sequence[tuple[Config, str]]) -> tuple[int, int]:
+    """Bytes that the largest of these trials takes on a machine without a GPU, and bytes that are free."""
+    import torch
+
+    from fastdqn.machine import preflight
+    from fastdqn.machine.memory import free_bytes
+    from fastdqn.parts import needs
+
+    cpu = torch.device("cpu")
+    kinds = {
+        (preset, config.name.is_atari): config for config, preset in configs
+    }  # games differ in their actions alone
+    tables = [needs(replace(config, device="cpu").resolved()[0], cpu) for config in kinds.values()]
+    return max(preflight.total(table, on_device=True, cuda=False) for table in tables), free_bytes(cpu)
 
 
 def folder(flags: Flags) -> Path:
@@ -154,8 +180,9 @@ def split(text: str, field: str) -> list[str]:
 def shares(trials: int, cores: int, gpus: int, flags: Flags) -> Share:
     """Cores and GPUs for each of so many trials on a machine, or as told for a cluster.
 
-    A GPU holds floor(1 / gpus_per_run) trials. Without one a trial takes at least 2 cores, for games and for updates.
-    What runs at once shares the cores evenly.
+    A GPU holds floor(1 / gpus_per_run) trials. Without one as many run at once as there are cores: four of one core each
+    play 1.6 times the frames of two of two (benchmarks/LOG.md, "Two runs on the same cores"). What runs at once shares the
+    cores evenly.
 
     Raises:
         UsageError: more than there is, or a share that Ray cannot hand out.
@@ -176,9 +203,14 @@ def shares(trials: int, cores: int, gpus: int, flags: Flags) -> Share:
     slots = trials
     if wanted:
         slots = gpus // int(wanted) if wanted >= 1 else gpus * int(1 / wanted + 1e-9)  # 1 / 0.1 may be 9.99...
-    least = cpus or (1 if wanted else min(2, cores))
-    at_once = min(trials, slots, cores // least)
+    at_once = min(trials, slots, cores // (cpus or 1))
     return Share(cpus or cores // at_once, wanted, at_once)
+
+
+def within_memory(share: Share, each: int, free: int, cores: int, flags: Flags) -> Share:
+    """The share of trials of `each` bytes, no more of them at once than fit; of one that does not fit its own start tells."""
+    at_once = min(share.at_once or 1, max(free // each, 1))
+    return Share(flags.cpus_per_run or cores // at_once, share.gpus, at_once, each)
 
 
 def trial(config: Config, preset: str, share: Share, flags: Flags) -> Trial:
@@ -228,7 +260,8 @@ def plan_text(trials: Sequence[Trial], share: Share) -> str:
 
 def share_text(share: Share) -> str:
     at_once = "as many at once as the cluster has room for" if share.at_once is None else f"{share.at_once} at once"
-    return f"{at_once}, each with {cores_text(share.cpus)} and {counted(f'{share.gpus:g}', 'GPU')}"
+    taken = f"{size(share.memory)} of memory" if share.memory else counted(f"{share.gpus:g}", "GPU")
+    return f"{at_once}, each with {cores_text(share.cpus)} and {taken}"
 
 
 def report(queue: Sequence[Any], code: int, flags: Flags) -> None:

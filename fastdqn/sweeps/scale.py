@@ -52,7 +52,7 @@ class Progress:
 
 
 @contextmanager
-def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
+def connected(address: str, *, cpus: int, gpus: int, at_once: int | None) -> Iterator[Any]:
     """The module ray, connected to the cluster at `address`, or, where that is empty, to one on this machine alone.
 
     Raises:
@@ -60,6 +60,7 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     here = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    here["resources"] = {"trial": at_once}
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if port.isdecimal():  # Ray itself would try for minutes
@@ -80,19 +81,22 @@ def connected(address: str, *, cpus: int, gpus: int) -> Iterator[Any]:
 
 
 def run_all(
-    ray: Any, queue: Sequence[Progress], *, mark: Path, cpus: int, gpus: float, retries: int, board: "Board"
-) -> int:
+    ray: Any, queue: Sequence[Progress], *, mark: Path, cpus: int, gpus: float, at_once: int | None, retries: int,
+    board: "Board",
+) -> int:  # fmt: skip
     """Runs every trial to its end, or until Ctrl-C or SIGTERM, on which each of them saves.
 
     Args:
         mark: see `trials.run`.
         cpus, gpus: what each trial takes.
+        at_once: how many run at most; None: as many as the cluster has room for.
         retries: how often a trial that failed is tried again.
 
     Returns:
         0; 1 if a trial failed for good; 130, 143 or 129 if stopped.
     """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(trials.run)
+    slot = {} if at_once is None else {"trial": 1}
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, resources=slot, max_retries=0)(trials.run)
 
     def queued(progress: Progress) -> Any:
         progress.tries, progress.before = progress.tries + 1, runs.status(progress.trial.folder)
