@@ -113,7 +113,7 @@ def test_two_ranks_learn_catch(tmp_path: Path) -> None:
     assert summary["updates"] == (summary["env_steps"] - 1_000) // 8  # replay ratio 8, 64 a batch, of the whole job
 
 
-@pytest.mark.long  # 30 s, for one optimiser
+@pytest.mark.long  # 75 s on a busy core, for one optimiser
 def test_ranks_compile_the_step_of_rmsprop_once(tmp_path: Path) -> None:
     """The averaged gradients lie otherwise in memory than autograd's own; a second compilation would be an error."""
     words = [word for word in CATCH if word != "--no-compile"] + ["--optimizer", "rmsprop", "--total-frames", "4000"]
