@@ -80,7 +80,8 @@ def test_a_ring_made_too_small_for_its_replay_ratio_is_told_with_the_ratio_for_i
     ("changes", "told"),
     [
         ({"prioritized": True}, True),
-        ({"preset": "cpu", "prioritized": True}, True),
+        ({"preset": "cpu", "prioritized": True, "optimizer_eps": 2e-5}, True),
+        ({"preset": "cpu", "prioritized": True}, False),  # has 2e-6
         ({}, False),
         ({"prioritized": True, "optimizer_eps": 3e-6}, False),
         ({"prioritized": True, "optimizer": "rmsprop"}, False),
