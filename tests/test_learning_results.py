@@ -84,7 +84,7 @@ def test_a_row_says_what_its_runs_say(tmp_path: Path) -> None:
 def test_what_a_row_of_an_older_version_lacks_was_the_default_and_not_what_its_preset_says_now() -> None:
     row = json.loads((learning.RESULTS / "breakout-fast-lecun-5e-4.json").read_text())
     assert "learning_rate_end" not in row["settings"] and load_preset("fast").learning_rate_end > 0
-    assert learning.called(row) == "`cpu`, replay_ratio 8.0, learning_rate_end 0.0"
+    assert "learning_rate_end 0.0" in learning.called(row).split(", ")
     row = json.loads((learning.RESULTS / "cartpole.json").read_text())
     changed = {"replay_capacity": 4_000, "replay_ratio": 2.0, "dueling": True}
     cells = learning.line({**row, "settings": {**row["settings"], **changed}}).split(" | ")
