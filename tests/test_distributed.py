@@ -103,7 +103,7 @@ def test_rows_of_all_ranks_are_gathered_on_the_first(job: list[dict]) -> None:
 def test_two_ranks_learn_catch(tmp_path: Path) -> None:
     out = finished(
         torchrun(
-            2, "-m", "fastdqn", "train", *CATCH, "--total-frames", "24000", "--run-dir", str(tmp_path / "run"), "--json"
+            2, "-m", "fastdqn", "train", *CATCH, "--total-frames", "16000", "--run-dir", str(tmp_path / "run"), "--json"
         )
     )
     rows = [line for line in out.splitlines() if line.startswith("{")]

@@ -42,7 +42,7 @@ from fastdqn.trainer import train
 @pytest.fixture(scope="module")
 def catch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("catch") / "run"
-    train(quiet("catch", run, total_frames=24_000))
+    train(quiet("catch", run, total_frames=16_000))
     return run
 
 
