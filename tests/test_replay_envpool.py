@@ -11,10 +11,10 @@ NUM_ENVS, GAMMA = 12, 0.9
 
 
 def make(game: str, cap: int):
-    """Games that end by themselves at the usual frame skip; of those that are cut off it is only the emulator's work."""
+    """Where games lose lives and end by themselves, at the usual frame skip; elsewhere it would be the emulator's work alone."""
     return envpool.make(
         game, env_type="gymnasium", num_envs=NUM_ENVS, seed=[1000 + 7 * i for i in range(NUM_ENVS)], stack_num=4,
-        max_episode_steps=cap, num_threads=2, frame_skip=4 if cap == 27_000 else 1,
+        max_episode_steps=cap, num_threads=2, frame_skip=4 if cap > 40 else 1,
     )  # fmt: skip
 
 
