@@ -125,7 +125,8 @@ def stages(out: Path, device: str, quick: bool) -> list[Stage]:
     }
     core, others = ["tests/test_graphs.py"], ["tests/test_staging.py"]
     if device == "cuda":
-        core = ["tests/gpu/test_gpu_pipeline.py", "tests/gpu/test_gpu_resume.py"]
+        # the longest first: three runs one after the other, each compiling
+        core = ["tests/gpu/test_gpu_resume.py", "tests/gpu/test_gpu_pipeline.py"]
         others = ["tests/gpu", *(f"--ignore={path}" for path in core)]
 
     def tests(name: str, minutes: float, paths: list[str]) -> Stage:

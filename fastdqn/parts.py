@@ -150,7 +150,9 @@ def resolve_threads(config: Config, device: torch.device, ranks: int = 1) -> Thr
     """
     env_threads, torch_threads = hardware.thread_counts(max(hardware.cores() // ranks, 1), config.num_envs, device.type)
     env_threads, torch_threads = config.env_threads or env_threads, config.torch_threads or torch_threads
-    return Threads(env_threads, torch_threads if config.replay_ratio >= 4 else 1, torch_threads)
+    # on CUDA nothing is computed with them, but what is compiled is held to the number it met
+    team_acts = config.replay_ratio >= 4 or device.type == "cuda"
+    return Threads(env_threads, torch_threads if team_acts else 1, torch_threads)
 
 
 def resolve_precision(config: Config, device: torch.device, notes: list[str]) -> torch.dtype:

@@ -113,7 +113,7 @@ def capture(
         # of an operation that launched kernels the time on the device is theirs, which have rows of their own
         if row.key != _ITERATION
         and not row.key.startswith("ProfilerStep")
-        and (not cuda or row.device_type == DeviceType.CUDA)
+        and (not cuda or (row.device_type == DeviceType.CUDA and not row.is_user_annotation))
     ]
     verdict = Verdict(
         device=torch.cuda.get_device_name(device) if cuda else "CPU",

@@ -92,6 +92,7 @@ def test_an_agent_is_played_in_full_float32_also_after_training_in_tf32(catch_ru
     hardware.use_tf32(True)
     assert evaluate(catch_run, episodes=1, num_envs=3)["num_envs"] == 1  # more would be played for nothing
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
 
 
 def test_equal_seeds_give_equal_games_and_another_seed_other_games(breakout_run: Path) -> None:

@@ -160,6 +160,7 @@ def test_what_is_compiled_and_on_how_many_threads(monkeypatch: pytest.MonkeyPatc
     for replay_ratio, act in ((3.9, 1), (4.0, 3)):
         asked = replace(BREAKOUT, env_threads=2, torch_threads=3, replay_ratio=replay_ratio)
         assert parts.resolve_threads(asked, cpu) == (2, act, 3)
+        assert parts.resolve_threads(asked, torch.device("cuda")) == (2, 3, 3), "compiled code is held to one count"
     chosen = replace(BREAKOUT, env_threads=0, torch_threads=0, num_envs=64)
     for ranks in (1, 4, 16):
         env, act, learn = parts.resolve_threads(chosen, cpu, ranks)

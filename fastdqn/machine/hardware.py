@@ -55,9 +55,13 @@ def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def use_tf32(on: bool) -> None:
-    """Whether CUDA's float32 products and convolutions round their factors to 11 bits. Torch's convolutions do by default."""
+    """Whether CUDA's float32 products and convolutions round their factors to 11 bits. Torch's convolutions do by default.
+
+    Products of bfloat16 sum up in float32 either way; by default the parts of a long sum may be added in bfloat16.
+    """
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def cpu_name() -> str:
