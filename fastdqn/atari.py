@@ -137,7 +137,7 @@ def parse_env(name: str) -> EnvName:
     stem = re.sub(r"-v5$" if is_ale else r"((noframeskip|deterministic)?-v[04]|-v5)$", "", stem)
     game = {known.lower(): known for known in GAMES}.get(re.sub(r"[ _-]", "", stem))
     if not stem:
-        raise UsageError(f"env={name}: names no game; Breakout is one, and fastdqn envs lists them all")
+        raise UsageError(f"env={name}: names no game; give Breakout, or another that fastdqn envs lists")
     if game is None:
         raise UsageError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
     note = f"{name} implies sticky_actions 0.25 (Machado et al. 2018); {game} does not" if is_ale else ""

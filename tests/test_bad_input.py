@@ -138,8 +138,8 @@ def starts_or_names_the_flag(argv: list[str]) -> None:
         assert any(word and word in line for word in named), line
 
 
-# what once ended in a traceback, or in two lines
-FLAGS_OF_BEFORE = [["--seed", "9" * 5_000], ["--env=a\nb"], ["--life-loss-terminal=x"], ["--gamma=nan"]]
+# what once ended in a traceback, in two lines, or without a remedy
+FLAGS_OF_BEFORE = [["--env="], ["--seed", "9" * 5_000], ["--env=a\nb"], ["--life-loss-terminal=x"], ["--gamma=nan"]]
 CHANGES_OF_BEFORE = [
     [("gamma", b"1" + b"0" * 400)], [("seed", b"9" * 5_000)], [("seed", b"0x" + b"f" * 5_000)],
     [("gamma", b"[" * 2_000)], [("frame_skip", b"0")], [("unknown", b"")], [("replace", b"")],

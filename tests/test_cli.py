@@ -88,7 +88,7 @@ def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--env", ""], "error: env=: names no game; Breakout is one, and fastdqn envs lists them all"),
+        (["train", "--env", ""], "error: env=: names no game; give Breakout, or another that fastdqn envs lists"),
         (["train", "--env", "Pog"], "error: env=Pog: no such game; the nearest are Pong"),
         (["train", "--preset", "fasst"], "error: preset=fasst: no such preset; the nearest are fast"),
         (["train", "--gamma", "1.5"], "error: gamma=1.5: give a number from 0 to 1"),
