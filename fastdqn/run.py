@@ -322,7 +322,15 @@ class Run:
         self.progress.end()
         state, figures = "failed", {}
         try:
-            state, figures = self._wind_up(error), self.summary()
+            if (
+                isinstance(error, RankLostError) and self.device.type == "cuda"
+            ):  # its queue waits for the rank that is gone
+                self._saver.wait()
+                self.dashboard.say(
+                    f"the GPU waits for the lost rank: the last checkpoint is that of env step {self._saver.saved}"
+                )
+            else:
+                state, figures = self._wind_up(error), self.summary()
         finally:  # of a device that has failed nothing can be read any more, and that raises here
             self.periodic_eval.stop()
             self._logs.close(state, **figures)

@@ -309,6 +309,23 @@ def test_a_rank_that_is_lost_in_mid_iteration_leaves_the_others_run_failed_and_i
     Run(run.config, ["test"], checkpoint.load(tmp_path / "run" / "checkpoints")).envs.close()
 
 
+def test_a_rank_lost_on_cuda_ends_the_others_without_a_read_of_the_device_whose_queue_waits_for_it(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    run = Run(replace(quiet("catch", tmp_path / "run"), ui="plain"), ["test"])
+    run.envs.start()
+    with pytest.raises(RankLostError, match="in an update"), run:
+        run.clock.env_steps = 100
+        run.device = torch.device("cuda")
+        monkeypatch.setattr(run.learner, "state", fault)
+        monkeypatch.setattr(run, "summary", fault)
+        monkeypatch.setattr(run, "_log_row", fault)
+        raise RankLostError("in an update")
+    assert "the last checkpoint is that of env step 0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    Run(replace(run.config, device="cpu"), ["test"], checkpoint.load(tmp_path / "run" / "checkpoints")).envs.close()
+
+
 def test_a_period_is_logged_once_though_several_ranks_agree_on_it_a_group_later(tmp_path, monkeypatch) -> None:
     class Lagging(Ranks):
         said = Agreed(0, stop=False, log=False)
