@@ -518,8 +518,8 @@ def load_preset(name: str) -> Config:
     values = _parse(preset_text(name), name)
     of = values.get("preset")
     if values.keys() >= _OF_A_RUN:
-        del values["run_dir"]  # its own: another run needs another folder
-        values.pop("resume", None)  # which belongs to it
+        for own in ("run_dir", "resume", "ui", "json"):  # another run needs another folder, and is shown as asked
+            values.pop(own, None)
     elif of in names:
         base = load_preset(of)
     elif "preset" in values:

@@ -220,15 +220,17 @@ def test_a_runs_config_is_read_as_it_was_written_though_its_preset_has_changed_o
 
 
 @pytest.mark.parametrize("preset", ["cpu", "slow-start"])
-def test_a_run_of_an_older_version_as_a_preset_has_the_settings_it_had_and_not_its_folder(
+def test_a_run_of_an_older_version_as_a_preset_has_the_settings_it_had_and_not_its_folder_nor_its_display(
     preset: str, tmp_path: Path
 ) -> None:
     new, file = ("learning_rate_end", "weight_init", "keep_checkpoints", "resume"), tmp_path / "config.toml"
-    then = replace(Config(), preset=preset, run_dir="elsewhere/run").resolved()[0]
+    then = replace(Config(), preset=preset, run_dir="elsewhere/run", ui="plain", json=True).resolved()[0]
     lines = then.to_toml().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(new)))
     assert "learning_rate_end" not in file.read_text() and load_preset("cpu").learning_rate_end > 0
-    assert train_config(["--preset", str(file)], prog="fastdqn train") == replace(then, run_dir="")
+    assert train_config(["--preset", str(file)], prog="fastdqn train") == replace(
+        then, run_dir="", ui="auto", json=False
+    )
 
 
 @pytest.mark.parametrize(
