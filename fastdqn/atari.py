@@ -121,7 +121,7 @@ class EnvName(NamedTuple):
 def parse_env(name: str) -> EnvName:
     """Understands `Breakout`, `breakout`, `Breakout-v5`, `BreakoutNoFrameskip-v4`, `ALE/Breakout-v5`, `space_invaders`.
 
-    Only `ALE/` implies sticky actions, as in Gymnasium, and the note says so.
+    `ALE/` and, without it, `-v0` imply sticky actions, as in Gymnasium, and the note says so.
 
     Raises:
         UsageError: unknown (names the three nearest), or continuous actions.
@@ -140,8 +140,9 @@ def parse_env(name: str) -> EnvName:
         raise UsageError(f"env={name}: names no game; give Breakout, or another that fastdqn envs lists")
     if game is None:
         raise UsageError(f"env={name}: no such game; the nearest are {', '.join(_nearest(stem))}")
-    note = f"{name} implies sticky_actions 0.25 (Machado et al. 2018); {game} does not" if is_ale else ""
-    return EnvName(f"{game}-v5", game, True, 0.25 if is_ale else None, note)
+    sticky = is_ale or spelled.endswith("-v0")
+    note = f"{name} implies sticky_actions 0.25 (Machado et al. 2018); {game} does not" if sticky else ""
+    return EnvName(f"{game}-v5", game, True, 0.25 if sticky else None, note)
 
 
 def fire_action(game: str, *, full_action_set: bool) -> int | None:

@@ -115,7 +115,8 @@ def write(
     """Saves one checkpoint, removes what is too old. Returns its folder once it is safely on disk.
 
     Args:
-        root: the folder of all checkpoints of one run; made if missing.
+        root: the folder of all checkpoints of one run; made if missing, but not the run's own: one that was moved away is not
+            begun again in its old place.
         step: names the checkpoint and orders it among the others. If this very step is already there and intact,
             nothing is written.
         host: group -> name -> tensor, as `to_host` and `load` give them.
@@ -129,7 +130,7 @@ def write(
     path = root / f"step_{step:012d}"
     temporary = root / f"{_TEMPORARY}{path.name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True)
         for leftover in root.glob(f"{_TEMPORARY}*"):
             _delete(leftover)
         if _is_intact(path):

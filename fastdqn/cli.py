@@ -41,6 +41,11 @@ USAGE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if (
+            getattr(sys, name) is None
+        ):  # closed by who started us: the next file would get its number, and what is printed
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the locale does not have is no reason to fail

@@ -5,6 +5,7 @@ Units: an env step is one decision of one env, a frame is an emulator frame (4 p
 
 import difflib
 import json
+import os
 import re
 import reprlib
 import sys
@@ -144,9 +145,9 @@ class Config:
     resize: Literal["auto", "device", "env"] = "auto"
     """Where the screen becomes 84x84: device lets the emulator step faster; auto: device on CUDA, env on a CPU."""
     frame_skip: int = 4
-    """Emulator frames per env step on Atari, the last two max-pooled. Mnih et al. 2015: 4."""
+    """Emulator frames per env step on Atari, of several the last two max-pooled. Mnih et al. 2015: 4."""
     sticky_actions: float | None = None
-    """Probability of repeating the last action. Machado et al. 2018: 0.25. None: 0.25 for ALE/ names, else 0."""
+    """Probability of repeating the last action. Machado et al. 2018: 0.25. None: 0.25 for ALE/ names and -v0, else 0."""
     full_action_set: bool = False
     """All 18 actions instead of the game's own; LostLuggage and Skiing have 9. Machado et al. 2018."""
     noop_max: int = 30
@@ -223,6 +224,11 @@ class Config:
         useless, notes = self._without_effect()
         if useless and not loaded:
             raise UsageError(useless[0])
+        if self.learning_rate_end > self.learning_rate and not loaded:  # as a preset's does, with a flag below it
+            raise UsageError(
+                f"learning_rate_end={self.learning_rate_end:g}: is above learning_rate={self.learning_rate:g}, which would rise; "
+                "give less, or 0 for one that stays"
+            )
         self._refuse_combinations()
         changes, derived = self._derived()
         config = replace(self, **changes)
@@ -273,6 +279,14 @@ class Config:
         if self.max_episode_steps is None and is_atari:
             changes["max_episode_steps"] = FRAME_CAP // max(self.frame_skip, 1)
         return changes, notes
+
+    def unsettled(self) -> "Config":
+        """A run's config with what is as its other fields imply left open again, for flags on top may imply something else."""
+        opened = replace(self, **{name: getattr(Config, name) for name in _SETTLED})
+        implied = opened._derived()[0]
+        return replace(
+            opened, **{name: value for name in _SETTLED if (value := getattr(self, name)) != implied.get(name)}
+        )
 
     def _too_short(self) -> list[str]:
         """What the run ends before, in words."""
@@ -423,6 +437,8 @@ _NEEDS: dict[str, tuple[Any, ...]] = {
     "spectral_norm": ("encoder", "impala"),
     "resize": ("observation", "standard"),
 }
+# None or auto until `resolved`, which finds them from other fields
+_SETTLED = ("sticky_actions", "encoder", "checkpoint_replay", "max_episode_steps")
 # of Atari's emulator; a task without one has no use for them
 _ATARI_ONLY = ("sticky_actions", "noop_max", "full_action_set", "frame_skip")
 # what names a run, shows it, or depends on where it runs: two runs that differ in these alone learn alike
@@ -520,7 +536,8 @@ def load_preset(name: str) -> Config:
     if values.keys() >= _OF_A_RUN:
         for own in ("run_dir", "resume", "ui", "json"):  # another run needs another folder, and is shown as asked
             values.pop(own, None)
-    elif of in names:
+        return base.updated(values, name).unsettled()
+    if of in names:
         base = load_preset(of)
     elif "preset" in values:
         raise UsageError(
@@ -547,6 +564,10 @@ def preset_text(name: str) -> str:
     names = preset_names()
     if name.endswith(".toml"):
         return _read(Path(name), f"preset={name}")
+    if name not in names and ("/" in name or os.path.exists(name)):
+        raise UsageError(
+            f"preset={name}: no such preset; a file of settings, as a run's config.toml, ends in .toml: give that"
+        )
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise UsageError(f"preset={name}: no such preset; the nearest are {', '.join(near)}")

@@ -351,20 +351,23 @@ def network_of(saved: Checkpoint, config: Config) -> QNetwork:
 def _keep_best(saved: Checkpoint, result: dict[str, Any], root: Path) -> bool | None:
     """Makes the checkpoint the one of `root`, with its score, unless what is there was scored higher. Returns whether.
 
-    None: `root` cannot be read or written, or its agent was scored by another protocol, which says nothing about this one.
+    None: `root` cannot be read or written, or its agent was scored by another protocol or epsilon, which says nothing about this one.
     It stays as it is then. That is told, and no reason to throw a score away.
     """
-    score = {"eval_score_mean": result["score_mean"], "eval_protocol": result["protocol"]}
+    score = {
+        "eval_score_mean": result["score_mean"],
+        "eval_protocol": result["protocol"],
+        "eval_epsilon": result["epsilon"],
+    }
     draft = root.with_name(f".{root.name}_{os.getpid()}")  # a run's own evaluation and one by hand may end at one time
     try:
         try:
             before = checkpoint.load(root).state if checkpoint.checkpoints(root) else {}
         except CheckpointError as error:
             raise CheckpointError(f"{error}; remove that folder to begin a new one") from error
-        if before.get("eval_protocol", result["protocol"]) != result["protocol"]:
-            raise CheckpointError(
-                f"{root}: its agent was scored by protocol {before['eval_protocol']}; evaluate by that"
-            )
+        for what, given in (("protocol", result["protocol"]), ("epsilon", result["epsilon"])):
+            if (of := before.get(f"eval_{what}", given)) != given:  # an older version wrote no epsilon
+                raise CheckpointError(f"{root}: its agent was scored by {what} {of}; evaluate with --{what} {of}")
         if before.get("eval_score_mean", -np.inf) > result["score_mean"]:
             return False
         checkpoint.write(draft, saved.step, saved.tensors, {**saved.state, **score})

@@ -30,7 +30,7 @@ class PeriodicEval:
         self._run, self._episodes = run, episodes
         self._process: subprocess.Popen | None = None
         self._began = 0.0  # the last one, in seconds of the epoch
-        self._unreported = False
+        self.unreported: list[dict[str, float]] = []
         self.failures: list[str] = []
         self.left_out = 0
 
@@ -38,21 +38,17 @@ class PeriodicEval:
         """Whether an evaluation is going on; takes note of one that has ended."""
         if self._process is None or self._process.poll() is None:
             return self._process is not None
-        self._unreported = self._process.returncode == 0
-        if not self._unreported:
+        if self._process.returncode != 0:
             self.failures.append(f"evaluation ended with exit code {self._process.returncode}; see {self._log}")
+        elif (result := self._result()) is not None:  # else the disk did not take it
+            self.unreported.append({"eval/score_mean": result["score_mean"], "eval/step": result["checkpoint_step"]})
         self._process = None
         return False
 
     def new_scores(self) -> dict[str, float]:
-        """What an evaluation that ended since the last call says of its agent, as metrics."""
-        if self.poll() or not self._unreported:
-            return {}
-        self._unreported = False
-        result = self._result()
-        if result is None:  # the disk did not take it
-            return {}
-        return {"eval/score_mean": result["score_mean"], "eval/step": result["checkpoint_step"]}
+        """What the oldest evaluation not told of yet says of its agent, as metrics; one has to have ended for that."""
+        self.poll()
+        return self.unreported.pop(0) if self.unreported else {}
 
     def _result(self) -> dict[str, Any] | None:
         """What the last evaluation that was started here has found, None: nothing yet."""
@@ -80,13 +76,20 @@ class PeriodicEval:
         except OSError as error:  # no memory for a process, no place for its log, no program `nice`
             self.failures.append(f"evaluation not started: {error}")
 
-    def finish(self, unless: Callable[[], bool]) -> None:
-        """Has the newest checkpoint evaluated, once what is going on has ended, as long as `unless` is false."""
+    def finish(self, unless: Callable[[], bool]) -> bool:
+        """Has the newest checkpoint evaluated, once what is going on has ended, as long as `unless` is false.
+
+        Returns whether that was not cut short.
+        """
         self.wait(unless)
-        result = self._result()
-        if not unless() and (result is None or result["checkpoint_step"] != runs.saved_step(self._run)):
+        if not unless() and self._newest_is_due():
             self.start()
         self.wait(unless)
+        return not (unless() and self._newest_is_due())
+
+    def _newest_is_due(self) -> bool:
+        result = self._result()
+        return result is None or result["checkpoint_step"] != runs.saved_step(self._run)
 
     def wait(self, unless: Callable[[], bool] = lambda: False) -> None:
         """Lets the evaluation that is going on come to its end, as long as `unless` is false."""

@@ -352,7 +352,7 @@ class Run:
         self.unsaved = not self.save_for_resume()
         if self.config.eval_period_frames > 0 and self.ranks.first and finished:
             self.dashboard.say("training has ended; its last evaluation goes on")
-            self.periodic_eval.finish(unless=lambda: self.stop.requested)
+            finished = self.periodic_eval.finish(unless=lambda: self.stop.requested)  # else resume plays it
         if self.periodic_eval.left_out > 0:
             self.dashboard.say(
                 f"evaluations left out, as the one before was still going on: {self.periodic_eval.left_out}; "
@@ -361,4 +361,6 @@ class Run:
         for failure in self.periodic_eval.failures:
             self.dashboard.say(f"warning: {failure}")
         self._log_row()
+        while self.periodic_eval.unreported:  # one score to a row
+            self._log_row()
         return "failed" if error is not None or self.unsaved else "finished" if finished else "interrupted"

@@ -38,10 +38,11 @@ def test_every_spelling_of_a_game_is_understood(game):
         assert parse_env(spelling) == (f"{game}-v5", game, True, None, ""), spelling
 
 
-def test_only_the_ale_spelling_implies_sticky_actions_and_says_so():
-    name = parse_env("ALE/Breakout-v5")
+@pytest.mark.parametrize("spelling", ["ALE/Breakout-v5", "Breakout-v0", "BreakoutNoFrameskip-v0"])
+def test_the_spellings_that_imply_sticky_actions_say_so(spelling):
+    name = parse_env(spelling)
     assert (name.canonical, name.game, name.sticky_actions) == ("Breakout-v5", "Breakout", 0.25)
-    assert "0.25" in name.note and "ALE/Breakout-v5" in name.note
+    assert "0.25" in name.note and spelling in name.note
 
 
 @pytest.mark.parametrize("spelling", ["CartPole-v1", "cartpole", "CartPole"])

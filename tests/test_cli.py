@@ -92,6 +92,11 @@ def test_a_mistyped_run_is_told_before_torch_is_loaded() -> None:
         (["train", "--env", "Pog"], "error: env=Pog: no such game; the nearest are Pong"),
         (["train", "--preset", "fasst"], "error: preset=fasst: no such preset; the nearest are fast"),
         (["train", "--gamma", "1.5"], "error: gamma=1.5: give a number from 0 to 1"),
+        (
+            ["train", "--preset", "fast", "--learning-rate", "1e-5"],
+            "error: learning_rate_end=2e-05: is above learning_rate=1e-05, which would rise; give less, or 0",
+        ),
+        (["train", "--preset", "tests"], "error: preset=tests: no such preset; a file of settings, as a run's config"),
         (["train", "--learning-starts", "100"], "error: learning_starts=100: 64 envs need 8 rows each"),
         (["train", "--replay-capacity", "9B"], "error: replay_capacity=9000000000: needs"),
         (["train", "--env", "CartPole-v1", "--fire-after-life-loss", "on"], "error: fire_after_life_loss=on"),
@@ -251,6 +256,19 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
         command = [sys.executable, "-B", "-m", "fastdqn", "presets"]
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=no_room)
     assert (ended.returncode, ended.stderr) == (1, "error: File too large; free some space\n")
+
+
+def test_closed_standard_streams_change_nothing_and_no_file_gets_their_numbers(tmp_path: Path) -> None:
+    """As some supervisors start programs: no input, no output, no place for errors."""
+    said = tmp_path / "said"
+    script = f"""import os, sys
+from fastdqn.cli import main
+code = main(["presets"])
+with open({str(said)!r}, "w") as file:
+    file.write(f"{{code}} {{file.fileno() > 2}}")"""
+    command = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", script]
+    assert subprocess.run(command, timeout=60).returncode == 0
+    assert said.read_text() == "0 True"
 
 
 def test_help_is_a_word_too(capsys: pytest.CaptureFixture) -> None:

@@ -196,7 +196,27 @@ def test_a_file_of_settings_is_a_preset(tmp_path: Path) -> None:
     assert config == replace(Config(), preset="slow-start", learning_starts=50_000, seed=7)
     resolved, _ = replace(load_preset("rainbow"), env="Pong", seed=3).resolved()
     run.write_text(resolved.to_toml())
-    assert train_config([f"--preset={run}"], prog="fastdqn train") == resolved
+    assert train_config([f"--preset={run}"], prog="fastdqn train").resolved()[0] == resolved
+
+
+@pytest.mark.parametrize(
+    ("of", "on_top", "implied"),
+    [
+        ({"env": "Pong"}, ["--env", "ALE/Pong-v5"], {"sticky_actions": 0.25}),
+        ({"env": "ALE/Pong-v5"}, ["--env", "Breakout"], {"sticky_actions": 0.25}),  # a setting of that run
+        ({"env": "Pong"}, ["--frame-skip", "2"], {"max_episode_steps": 54_000}),
+        ({"env": "Pong", "max_episode_steps": 7}, ["--frame-skip", "2"], {"max_episode_steps": 7}),
+        ({"env": "Pong", "encoder": "wide"}, ["--env", "Breakout"], {"encoder": "wide"}),
+        ({"env": "Pong"}, ["--env", "CartPole"], {"encoder": "mlp", "max_episode_steps": None}),
+        ({"deterministic": True}, ["--no-deterministic"], {"checkpoint_replay": "none"}),
+    ],
+)
+def test_flags_on_top_of_a_runs_config_imply_what_they_imply_by_themselves(
+    of: dict[str, Any], on_top: list[str], implied: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(replace(Config(), **of).resolved()[0].to_toml())
+    config = train_config(["--preset", str(tmp_path / "config.toml"), *on_top], prog="fastdqn train").resolved()[0]
+    assert {name: getattr(config, name) for name in implied} == implied
 
 
 def test_a_file_that_names_a_preset_begins_with_its_values(tmp_path: Path) -> None:
@@ -216,7 +236,8 @@ def test_a_runs_config_is_read_as_it_was_written_though_its_preset_has_changed_o
     then = replace(Config(), preset=preset, env="Pong", batch_size=32, n_step=1).resolved()[0]
     assert then.preset not in preset_names() or then.batch_size != load_preset(preset).batch_size
     (tmp_path / "config.toml").write_text(then.to_toml())
-    assert load_preset(str(tmp_path / "config.toml")) == Config.load(tmp_path / "config.toml") == then
+    again = load_preset(str(tmp_path / "config.toml")).resolved()[0]
+    assert again == Config.load(tmp_path / "config.toml") == then
 
 
 @pytest.mark.parametrize("preset", ["cpu", "slow-start"])
@@ -228,9 +249,8 @@ def test_a_run_of_an_older_version_as_a_preset_has_the_settings_it_had_and_not_i
     lines = then.to_toml().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(new)))
     assert "learning_rate_end" not in file.read_text() and load_preset("cpu").learning_rate_end > 0
-    assert train_config(["--preset", str(file)], prog="fastdqn train") == replace(
-        then, run_dir="", ui="auto", json=False
-    )
+    again = train_config(["--preset", str(file)], prog="fastdqn train").resolved()[0]
+    assert again == replace(then, run_dir="", ui="auto", json=False)
 
 
 @pytest.mark.parametrize(

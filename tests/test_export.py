@@ -165,6 +165,15 @@ def test_the_card_of_another_kind_of_agent_says_so(tmp_path: Path) -> None:
         assert words in card, words
 
 
+def test_the_card_says_which_frames_of_the_emulator_an_agent_sees() -> None:
+    seen = {}
+    for skip in (1, 4):
+        config, figures = replace(Config(), frame_skip=skip), {"obs_dtype": "uint8", "obs_shape": [4, 84, 84]}
+        seen[skip] = model_card.inputs(config.resolved()[0], figures)
+    assert "A frame is each of the emulator's, grey" in seen[1]  # EnvPool takes no maximum then
+    assert "one in 4 of the emulator's, the maximum of it and the one before, grey" in seen[4]
+
+
 def test_a_file_that_answers_differently_is_not_written_and_the_exit_code_is_1(
     catch_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -217,6 +226,7 @@ def test_of_a_run_that_is_being_written_the_newest_whole_checkpoint_is_exported(
         (["Catch__catch__s1", "-o", "file/agent.pt2"], "error: out=file/agent.pt2: no such folder"),
         (["Catch__catch__s1", "-o", "nowhere/agent.pt2"], "error: out=nowhere/agent.pt2: no such folder; make it"),
         (["Catch__catch__s1", "--checkpoint", "best"], "checkpoint=best: this run kept none"),
+        (["Catch__catch__s1", "-o", "caf\udce9.pt2"], "error: out=caf\\udce9.pt2: is not Unicode text; use another name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_one_line_with_the_remedy(

@@ -21,6 +21,7 @@ from small_runs import put, quiet
 
 from fastdqn import checkpoint
 from fastdqn.cli import main
+from fastdqn.run import Run
 from fastdqn.run_folder import RunFolder, default_path
 from fastdqn.trainer import train
 
@@ -346,6 +347,20 @@ def test_a_read_only_folder_is_refused_to_training_and_open_to_reading(
         assert main(["eval", str(run), "--episodes", "2"]) == 0
         printed = capsys.readouterr()
         assert "2 games" in printed.out and "warning: result not saved" in printed.err
+
+
+def test_a_run_whose_folder_is_moved_away_says_so_and_begins_no_other_in_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = quiet("catch", tmp_path / "run", total_frames=2_000)
+    run = Run(config, ["test"])
+    run.envs.start()
+    with run:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        run.clock.env_steps = 2_000
+    assert run.unsaved and not (tmp_path / "run").exists()
+    assert "checkpoint of step 2000 not saved" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "moved" / "checkpoints").step == 0
 
 
 def test_a_disk_that_is_full_at_the_start_refuses_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 from unittest.mock import Mock
@@ -67,7 +68,9 @@ def test_the_best_agent_is_kept_until_a_better_one_comes(tmp_path: Path) -> None
         (4, 9.5, 4),
     ):
         saved = Checkpoint(tmp_path / f"step_{step}", step, {"model": {}}, {"env_steps": step})
-        assert _keep_best(saved, {"score_mean": score, "protocol": "run"}, tmp_path / "best") == (kept == step)
+        assert _keep_best(saved, {"score_mean": score, "protocol": "run", "epsilon": 0.001}, tmp_path / "best") == (
+            kept == step
+        )
         assert checkpoint.load(tmp_path / "best").step == kept
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
@@ -78,23 +81,25 @@ def test_the_best_agent_outlives_a_better_one_that_cannot_be_written(tmp_path: P
     from fastdqn.evaluation import _keep_best
 
     saved, best = Checkpoint(tmp_path, 1, {"model": {}}, {"env_steps": 1}), tmp_path / "best"
-    assert _keep_best(saved, {"score_mean": 5.0, "protocol": "run"}, best)
+    assert _keep_best(saved, {"score_mean": 5.0, "protocol": "run", "epsilon": 0.001}, best)
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-        assert _keep_best(saved, {"score_mean": 9.0, "protocol": "run"}, best) is None
+        assert _keep_best(saved, {"score_mean": 9.0, "protocol": "run", "epsilon": 0.001}, best) is None
     assert "not kept as best" in capsys.readouterr().err
     assert checkpoint.load(best).state["eval_score_mean"] == 5.0
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-def test_scores_of_two_protocols_are_not_held_against_each_other(tmp_path: Path, capsys) -> None:
+def test_scores_of_two_protocols_or_epsilons_are_not_held_against_each_other(tmp_path: Path, capsys) -> None:
     from fastdqn.checkpoint import Checkpoint
     from fastdqn.evaluation import _keep_best
 
     first, second = (Checkpoint(tmp_path, step, {"model": {}}, {"env_steps": step}) for step in (1, 2))
-    assert _keep_best(first, {"score_mean": 5.0, "protocol": "run"}, tmp_path / "best")
-    assert _keep_best(second, {"score_mean": 9.0, "protocol": "nature"}, tmp_path / "best") is None
-    assert "scored by protocol run" in capsys.readouterr().err
+    assert _keep_best(first, {"score_mean": 5.0, "protocol": "run", "epsilon": 0.001}, tmp_path / "best")
+    assert _keep_best(second, {"score_mean": 9.0, "protocol": "nature", "epsilon": 0.05}, tmp_path / "best") is None
+    assert "scored by protocol run; evaluate with --protocol run" in capsys.readouterr().err
+    assert _keep_best(second, {"score_mean": 9.0, "protocol": "run", "epsilon": 0.9}, tmp_path / "best") is None
+    assert "scored by epsilon 0.001; evaluate with --epsilon 0.001" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "best").step == 1
 
 
@@ -103,10 +108,10 @@ def test_a_best_agent_that_cannot_be_read_stays_and_is_told(tmp_path: Path, caps
     from fastdqn.evaluation import _keep_best
 
     first, second = (Checkpoint(tmp_path, step, {"model": {}}, {"env_steps": step}) for step in (1, 2))
-    assert _keep_best(first, {"score_mean": 5.0, "protocol": "run"}, tmp_path / "best")
+    assert _keep_best(first, {"score_mean": 5.0, "protocol": "run", "epsilon": 0.001}, tmp_path / "best")
     state = tmp_path / "best" / "step_000000000001" / "state.json"
     state.write_text("{}")
-    assert _keep_best(second, {"score_mean": 9.0, "protocol": "run"}, tmp_path / "best") is None
+    assert _keep_best(second, {"score_mean": 9.0, "protocol": "run", "epsilon": 0.001}, tmp_path / "best") is None
     assert "not kept as best" in capsys.readouterr().err and state.read_text() == "{}"
 
 
@@ -193,6 +198,30 @@ def test_a_run_that_is_told_to_stop_takes_its_evaluation_with_it(tmp_path: Path)
         assert run.periodic_eval.poll()
         process = run.periodic_eval._process
     assert process is not None and process.returncode is not None
+
+
+def test_every_evaluation_that_ended_is_a_row_of_the_metrics(tmp_path: Path) -> None:
+    """Also the one that was going on when training ended."""
+    run = Run(quiet("catch", tmp_path / "run", total_frames=2_000, eval_period_frames=10**9, eval_episodes=1), ["test"])
+    run.envs.start()
+    with run:
+        run.save_now()
+        run.evaluate()
+        run.periodic_eval.wait()  # and no row is written before the next begins
+        run.clock.env_steps = 2_000
+    steps = [row["eval/step"] for row in runs.metrics(tmp_path / "run") if "eval/step" in row]
+    assert steps == [0, 2_000] == [result["checkpoint_step"] for result in runs.evaluations(tmp_path / "run")]
+
+
+def test_a_run_stopped_in_its_last_evaluation_has_not_finished_and_resume_plays_it(tmp_path: Path) -> None:
+    run = Run(quiet("catch", tmp_path / "run", total_frames=2_000, eval_period_frames=10**9, eval_episodes=1), ["test"])
+    run.envs.start()
+    with run:
+        run.clock.env_steps, run.stop.signal = 2_000, signal.SIGINT
+    assert runs.status(tmp_path / "run")["state"] == "interrupted" and runs.evaluations(tmp_path / "run") == []
+    assert main(["resume", str(tmp_path / "run"), "--ui", "quiet"]) == 0
+    assert runs.status(tmp_path / "run")["state"] == "finished"
+    assert [result["checkpoint_step"] for result in runs.evaluations(tmp_path / "run")] == [2_000]
 
 
 def test_waiting_for_the_last_evaluation_is_no_training_time(tmp_path: Path) -> None:

@@ -259,6 +259,14 @@ def test_one_seed_twice_is_two_runs_and_not_two_seeds(tmp_path: Path, capsys) ->
     assert (group["label"], group["seeds"], group["ci95"]) == ("catch (mean of 3 runs)", 2, None)
 
 
+def test_one_run_under_two_names_is_one(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", [1.0] * 10)
+    (tmp_path / "again").symlink_to(run)
+    assert main(["plot", str(run), str(tmp_path / "again"), "--ascii", "--json"]) == 0
+    (group,) = printed_json(capsys)["panels"][0]["groups"]
+    assert group["label"] == "catch (1 seed)"
+
+
 def test_a_group_that_mixes_settings_says_so_beside_the_picture_and_in_it(tmp_path: Path, capsys) -> None:
     runs = [str(write_run(tmp_path / str(s), [1.0] * 10, seed=s, learning_rate=s / 1e4)) for s in (1, 2)]
     note = "catch on Catch mixes settings: its runs differ in learning_rate"

@@ -176,6 +176,12 @@ def test_files_are_read_and_written_as_utf_8_whatever_the_locale(tmp_path: Path)
     assert "--run-dir é" in (run / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_folder_whose_name_is_no_text_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "caf\udce9", [1.0])
+    assert main(["report", str(run)]) == 0
+    assert "caf?" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_pipe_or_device_is_written_to_and_not_replaced_by_a_file(tmp_path: Path) -> None:
     run, pipe = write_run(tmp_path / "run", [1.0]), tmp_path / "page.html"
     os.mkfifo(pipe)

@@ -104,8 +104,10 @@ def load(names: Sequence[str]) -> list[History]:
     """
     if not names:
         raise UsageError("runs=: no run given; name one or more folders that training printed")
-    paths = [runs.find(name) for name in names]
-    return [_read(path) for path in dict.fromkeys(paths)]
+    paths: dict[Path, Path] = {}
+    for path in map(runs.find, names):  # one run under two names is one run
+        paths.setdefault(path.resolve(), path)
+    return [_read(path) for path in paths.values()]
 
 
 def _read(path: Path) -> History:

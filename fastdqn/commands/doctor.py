@@ -25,7 +25,7 @@ DISK_BYTES = 1_000_000_000  # two checkpoints of the largest preset, logs and vi
 EXTRAS = {
     "tensorboard": ("tensorboard", "--track tensorboard"),
     "wandb": ("wandb", "--track wandb"),
-    "video": ("imageio-ffmpeg", "fastdqn record"),
+    "video": ("imageio-ffmpeg", "fastdqn record -o agent.mp4"),
     "scale": ("ray", "fastdqn sweep"),
 }
 

@@ -126,6 +126,10 @@ def destination(flags: Flags, default: Path) -> Path:
     if path.suffix != f".{flags.format}":
         raise UsageError(f"out={path}: a file of --format {flags.format} ends in .{flags.format}; rename it")
     try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:  # torch takes it for no path
+        raise UsageError(f"out={path}: is not Unicode text; use another name, or -o for another folder") from None
+    try:
         if flags.out and not path.parent.is_dir():
             raise UsageError(f"out={path}: no such folder; make it first")
         path.parent.mkdir(exist_ok=True)

@@ -84,9 +84,12 @@ def inputs(config: Config, figures: dict[str, Any]) -> str:
         if config.observation == "standard"
         else "rows 15 to 200 and columns 30 to 125 of the RGB screen, mean of the colours"
     )
+    frame = "each of the emulator's"
+    if config.frame_skip > 1:
+        frame = f"one in {config.frame_skip} of the emulator's, the maximum of it and the one before"
     return (
-        f"{shape}: the last {config.frame_stack} frames, oldest first, the first of a game repeated. A frame is every "
-        f"{config.frame_skip}th of the emulator, the maximum of it and the one before, {picture}. Bytes from 0 to 255 as "
+        f"{shape}: the last {config.frame_stack} frames, oldest first, the first of a game repeated. A frame is "
+        f"{frame}, {picture}. Bytes from 0 to 255 as "
         "they are: the network itself divides by 255."
     )
 

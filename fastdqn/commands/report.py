@@ -17,7 +17,7 @@ from fastdqn.atari import human_normalized_score, steps_per_second
 from fastdqn.commands import JsonFlags, emit
 from fastdqn.config import Config, preset_names, unchanged
 from fastdqn.errors import UsageError
-from fastdqn.run_folder import replace_text
+from fastdqn.run_folder import replace_file
 from fastdqn.units import count, duration, or_dash
 
 VIDEO_LIMIT_BYTES = 16_000_000  # a third more as base64: what a phone still opens
@@ -50,14 +50,13 @@ class Flags(JsonFlags):
 def main(flags: Flags) -> int:
     (history,) = load([flags.run])
     out = Path(flags.out) if flags.out else history.path / "report.html"
-    text = html(history)
+    data = html(history).encode(errors="replace")  # a folder's name need not be text
     try:
-        replace_text(out, text)  # a browser that reloads never sees half a page
+        replace_file(out, data)  # a browser that reloads never sees half a page
     except OSError as error:
         raise UsageError(f"out={out}: cannot be written ({error.strerror}); name another file with -o") from None
-    size = len(text.encode())
-    figures = {"report": str(out), "bytes": size, "run": str(history.path), "state": history.state}
-    emit(f"report: {out} ({size / 1e6:.2f} MB)", figures, as_json=flags.json)
+    figures = {"report": str(out), "bytes": len(data), "run": str(history.path), "state": history.state}
+    emit(f"report: {out} ({len(data) / 1e6:.2f} MB)", figures, as_json=flags.json)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,8 +73,10 @@ def instead_of_train(config: Config) -> int | None:
             continue
         if name in _ANEW:
             given[name] = value
-        elif name in _WITHOUT and was:
+        elif name in _WITHOUT:
             given[f"no_{name}"] = True
+            if not was:
+                print(f"{name}: the run in {folder} does without, and goes on so", file=sys.stderr)
         else:
             raise UsageError(f"{name}={value}: the run in {folder} has {was}; give that, or another --run-dir")
     status = runs.status(folder)
@@ -100,6 +103,7 @@ def main(flags: Flags) -> int:
     config = replace(Config.load(folder / "config.toml"), run_dir=str(folder), ui=flags.ui, json=flags.json)
     given = ["fastdqn", "resume", flags.run, "--ui", flags.ui, *(["--json"] if flags.json else [])]
     more = "train a new one" if config.deterministic else "go on with more --total-frames, or train a new one"
+    budget = config.total_frames
     if flags.total_frames is not None:
         if config.deterministic and flags.total_frames != config.total_frames:
             raise UsageError(
@@ -124,7 +128,7 @@ def main(flags: Flags) -> int:
         raise checkpoint.CheckpointError(f"{saved.path}: its state.json has no {missing[0]}; it cannot be resumed")
     ended = runs.status(folder).get("state") == "finished" or flags.total_frames is not None
     if saved.state["env_steps"] >= config.total_env_steps and ended:  # else it was cut off behind its last frame
-        has = "has finished" if flags.total_frames is None else "has come further than"
+        has = "has finished" if flags.total_frames is None else f"has come further, of {budget:,}, than"
         raise UsageError(
             f"run={flags.run}: it {has} total_frames={config.total_frames}, at {saved.state['frames']:,} frames; {more}"
         )
